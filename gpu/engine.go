@@ -1,0 +1,205 @@
+// Package gpu is what trainers and transforms see of a device: an Engine opens
+// models, computes their outputs and takes training steps. The engines are in
+// gpu/cpu (the reference, on spago) and gpu/cuda; tests that every engine must
+// pass are in gpu/enginetest.
+package gpu
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/dtype"
+)
+
+// ErrDevice is wrapped by Open for a device that this build or machine lacks.
+var ErrDevice = errors.New("no such device")
+
+// Engine is one device. Its methods, and those of its models, are called from
+// one goroutine at a time.
+type Engine interface {
+	// Device names the device ("cpu, 2 threads"; "NVIDIA H100 80GB HBM3").
+	Device() string
+	// Memory is in bytes; total is 0 where the device has no limit of its own.
+	Memory() (used, total int64)
+	// Open copies a model to the device. It fails if the weights do not fit
+	// the configuration or the device's memory.
+	Open(m *checkpoint.Model, o Options) (Model, error)
+	Close() error
+}
+
+// Precision is the arithmetic of matrix products and stored activations;
+// norms, softmax, losses, master weights and optimiser state are float32
+// always.
+type Precision string
+
+// The precisions; the cpu engine has Float32 only.
+const (
+	Float32  Precision = "float32"
+	BFloat16 Precision = "bf16"
+)
+
+// Options of a model on a device. The zero value is a float32 model that can
+// be evaluated; Train makes room for gradients and optimiser state.
+type Options struct {
+	Precision Precision // "" is Float32
+	Train     bool
+	Optimizer AdamW
+}
+
+// AdamW holds the constants of decoupled weight decay (Loshchilov and Hutter
+// 2019), applied to the weights whose Spec.Decays.
+type AdamW struct {
+	Beta1, Beta2, Eps, Decay float64
+	Clip                     float64 // bound on the gradients' global norm; 0: none
+}
+
+// PaperAdamW is betas (0.9, 0.98), eps 1e-8, decay 0.1, no clipping.
+func PaperAdamW() AdamW { return AdamW{Beta1: 0.9, Beta2: 0.98, Eps: 1e-8, Decay: 0.1} }
+
+// Batch is Rows sequences of Length tokens each, row-major.
+type Batch struct {
+	Rows, Length int
+	Tokens       []int32
+}
+
+// Check says what is wrong with a batch for a model.
+func (b Batch) Check(c checkpoint.Config) error {
+	if b.Rows <= 0 || b.Length <= 0 || len(b.Tokens) != b.Rows*b.Length {
+		return fmt.Errorf("batch: %d tokens do not make %d rows of %d", len(b.Tokens), b.Rows, b.Length)
+	}
+	if b.Length > c.Context {
+		return fmt.Errorf("batch: sequences of %d tokens are longer than the model's context %d", b.Length, c.Context)
+	}
+	for i, t := range b.Tokens {
+		if t < 0 || int(t) >= c.Vocab {
+			return fmt.Errorf("batch: row %d: token %d is id %d, outside the vocabulary of %d", i/b.Length, i%b.Length, t, c.Vocab)
+		}
+	}
+	return nil
+}
+
+// Objective is what a training step minimises, and so which weights it moves.
+type Objective string
+
+const (
+	// LayerMSE is the mean squared error between the teacher's and the
+	// student's residual stream after block Step.Layer. It trains that block
+	// alone, and the token embedding with block 0.
+	LayerMSE Objective = "layer-mse"
+	// JointMSE is the sum of that error over the layers in Step.Targets; it trains the token
+	// embedding and all blocks up to the last of them.
+	JointMSE Objective = "joint-mse"
+	// CrossEntropy is the mean next-token cross entropy in nats over
+	// Rows·(Length−1) predictions. It trains everything.
+	CrossEntropy Objective = "cross-entropy"
+	// SoftTargets is (1−w)·CrossEntropy + w·T²·KL(teacher_T ‖ student_T), the
+	// latter a mean over all Rows·Length positions (Hinton et al. 2015). It
+	// trains everything.
+	SoftTargets Objective = "soft-targets"
+)
+
+// Target is a teacher's residual stream after one block, for every position
+// of a batch: Rows·Length·Dim little-endian elements.
+type Target struct {
+	Layer  int
+	Type   dtype.Type // Float32, Float16, BFloat16, or Int8 with Scales
+	Values []byte
+	Scales []float32 // Int8 only: one a token, value = int8 · scale
+}
+
+// Step is one training step.
+type Step struct {
+	Batch
+	Objective   Objective
+	Layer       int      // LayerMSE: the block to train
+	Targets     []Target // LayerMSE: one, of Layer; JointMSE: ascending layers
+	Teacher     Model    // SoftTargets: a model of the same engine
+	Temperature float64  // SoftTargets: T
+	SoftWeight  float64  // SoftTargets: w
+	Rate        float64  // learning rate
+}
+
+// Check says what is wrong with a step for a model.
+func (s Step) Check(c checkpoint.Config) error {
+	if err := s.Batch.Check(c); err != nil {
+		return err
+	}
+	switch s.Objective {
+	case LayerMSE:
+		if len(s.Targets) != 1 || s.Targets[0].Layer != s.Layer {
+			return fmt.Errorf("step: %s of layer %d wants that layer's target alone", s.Objective, s.Layer)
+		}
+	case JointMSE:
+		if len(s.Targets) == 0 {
+			return fmt.Errorf("step: %s without targets", s.Objective)
+		}
+	case SoftTargets:
+		if s.Teacher == nil || !(s.Temperature > 0) || s.SoftWeight < 0 || s.SoftWeight > 1 {
+			return fmt.Errorf("step: %s wants a teacher, a positive temperature and a weight in [0, 1]", s.Objective)
+		}
+		if t := s.Teacher.Config(); t.Vocab != c.Vocab {
+			return fmt.Errorf("step: the teacher's vocabulary is %d, the student's %d", t.Vocab, c.Vocab)
+		}
+		fallthrough
+	case CrossEntropy:
+		if s.Length < 2 {
+			return fmt.Errorf("step: %s needs sequences of at least 2 tokens", s.Objective)
+		}
+	default:
+		return fmt.Errorf("step: objective %q is unknown", s.Objective)
+	}
+	for i, t := range s.Targets {
+		if t.Layer < 0 || t.Layer >= c.Layers || i > 0 && t.Layer <= s.Targets[i-1].Layer {
+			return fmt.Errorf("step: target %d is of layer %d: want ascending layers below %d", i, t.Layer, c.Layers)
+		}
+		if want := s.Rows * s.Length * c.Dim * t.Type.Size(); len(t.Values) != want || want == 0 {
+			return fmt.Errorf("step: target of layer %d has %d bytes, want %d", t.Layer, len(t.Values), want)
+		}
+	}
+	return nil
+}
+
+// Trains tells whether a step moves a weight.
+func (s Step) Trains(w checkpoint.Spec) bool {
+	switch s.Objective {
+	case LayerMSE:
+		return w.Layer == s.Layer || s.Layer == 0 && w.Name == checkpoint.EmbedIn
+	case JointMSE:
+		last := s.Targets[len(s.Targets)-1].Layer
+		return w.Layer >= 0 && w.Layer <= last || w.Name == checkpoint.EmbedIn
+	}
+	return true
+}
+
+// Result of a training step: the loss before the update, and the gradients'
+// global norm before clipping.
+type Result struct {
+	Loss float64
+	Norm float64
+}
+
+// Model is a model on its engine's device.
+type Model interface {
+	Config() checkpoint.Config
+	// Hidden is the residual stream after each of the named blocks (ascending), before any
+	// final norm: for each of layers Rows·Length·Dim values.
+	Hidden(b Batch, layers []int) ([][]float32, error)
+	// Logits is Rows·Length·Vocab values.
+	Logits(b Batch) ([]float32, error)
+	// Score is −log p of each token after a row's first, given those before
+	// it: Rows·(Length−1) values in nats.
+	Score(b Batch) ([]float32, error)
+	// Step computes loss and gradients and updates the weights that the
+	// objective trains.
+	Step(s Step) (Result, error)
+	// Gradients is Step without the update; it returns the gradient of each trained weight by name.
+	Gradients(s Step) (Result, map[string][]float32, error)
+	// Model copies the weights back to host memory.
+	Model() (*checkpoint.Model, error)
+	// Optimizer copies the optimiser's state back to host memory.
+	Optimizer() (*checkpoint.Optimizer, error)
+	// Restore sets the optimiser's state.
+	Restore(o *checkpoint.Optimizer) error
+	Close() error
+}
