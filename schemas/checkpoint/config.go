@@ -75,6 +75,9 @@ func (c Config) Validate() error {
 			return fmt.Errorf("config: %s is %d", f.name, f.v)
 		}
 	}
+	if c.Layers > 1<<16 { // a list of their weights must fit in memory, whatever a file says
+		return fmt.Errorf("config: num_hidden_layers is %d: more than %d", c.Layers, 1<<16)
+	}
 	if !(c.Eps > 0) {
 		return fmt.Errorf("config: layer_norm_eps is %g", c.Eps)
 	}

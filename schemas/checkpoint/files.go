@@ -94,8 +94,8 @@ func parseIndex(data []byte) ([]string, error) {
 	}
 	var files []string
 	for weight, name := range index.Weights {
-		if name == "" || name != filepath.Base(name) || !filepath.IsLocal(name) {
-			return nil, fmt.Errorf("%s: weight %s is in %q, which is no file of this folder", IndexFile, weight, name)
+		if name != filepath.Base(name) || filepath.Ext(name) != ".safetensors" {
+			return nil, fmt.Errorf("%s: weight %s is in %q, which is no safetensors file of this folder", IndexFile, weight, name)
 		}
 		if !slices.Contains(files, name) {
 			files = append(files, name)

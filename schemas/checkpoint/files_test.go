@@ -194,7 +194,7 @@ func TestLoadReadsShards(t *testing.T) {
 		t.Errorf("a missing shard: %v", err)
 	}
 	os.WriteFile(filepath.Join(dir, IndexFile), []byte(`{"weight_map":{"a":"../../etc/passwd"}}`), 0o666)
-	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "no file of this folder") {
+	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "no safetensors file of this folder") {
 		t.Errorf("a shard outside the folder: %v", err)
 	}
 }
@@ -364,6 +364,24 @@ func FuzzParseConfig(f *testing.F) {
 		again, err := ParseConfig(b)
 		if err != nil || again != c {
 			t.Fatalf("written and read again: %+v, %v; was %+v", again, err, c)
+		}
+	})
+}
+
+// FuzzParseIndex: the shards that an index names are files of its own folder.
+func FuzzParseIndex(f *testing.F) {
+	f.Add([]byte(`{"metadata":{"total_size":8},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}`))
+	f.Add([]byte(`{"weight_map":{"a":"../b"}}`))
+	f.Add([]byte(`{"weight_map":{"a":".."}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		files, err := parseIndex(data)
+		if err != nil {
+			return
+		}
+		for _, name := range files {
+			if filepath.Dir(filepath.Join("dir", name)) != "dir" {
+				t.Fatalf("%q lies outside", name)
+			}
 		}
 	})
 }
