@@ -1,0 +1,215 @@
+// Package pipelines launches Beam pipelines: tokenize (text files to a token
+// set) and teach (a token set and a teacher to activation records on Kafka).
+// Their commands are the folders below; here is the work of each as a
+// function, and what they share: the choice of a runner, flags, cancellation
+// and errors of one line.
+package pipelines
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/apache/beam/sdks/v2/go/pkg/beam"
+	beamlog "github.com/apache/beam/sdks/v2/go/pkg/beam/log"
+	"github.com/apache/beam/sdks/v2/go/pkg/beam/options/jobopts"
+
+	_ "github.com/apache/beam/sdks/v2/go/pkg/beam/runners/prism"
+	_ "github.com/apache/beam/sdks/v2/go/pkg/beam/runners/universal"
+
+	"github.com/scavenge/scavenge/transforms"
+)
+
+// Runner says where a pipeline runs. The zero value is Beam's Prism in this
+// process. Where another runner is and how it starts its workers is said by
+// Beam's own flags: --endpoint, --environment_type, --environment_config,
+// --worker_binary.
+type Runner struct {
+	Name    string // prism (default) or universal: any portable runner at --endpoint
+	Verbose bool   // Beam's own log, on stderr
+}
+
+// Flags declares a runner's flags.
+func (r *Runner) Flags(f *flag.FlagSet) {
+	f.StringVar(&r.Name, "runner", "prism", "`name` of the Beam runner: prism (in this process) or universal (any portable runner at --endpoint)")
+	f.BoolVar(&r.Verbose, "verbose", false, "show Beam's own log")
+}
+
+// Validate says what of a runner cannot be.
+func (r Runner) Validate() error {
+	switch r.Name {
+	case "", "prism":
+	case "universal":
+		if *jobopts.Endpoint == "" {
+			return errors.New("--runner universal: --endpoint is not set, the host:port of the runner's job service")
+		}
+	default:
+		return fmt.Errorf("--runner %q: want prism or universal", r.Name)
+	}
+	return nil
+}
+
+// ErrInterrupted is what Run returns when its context was cancelled.
+var ErrInterrupted = errors.New("interrupted: the same command goes on from here")
+
+// Run builds a pipeline and runs it to its end. DoFns carry the launch's ID;
+// progress, if not nil, is called twice a second and at the end with what the
+// DoFns in this process have done.
+//
+// A cancelled ctx ends the DoFns in this process and waits for them to clean
+// up; a job on another machine goes on until its runner ends it.
+func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transforms.LaunchID), progress func(done, tokens int64)) error {
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	r.quiet()
+	if !beam.Initialized() {
+		beam.Init()
+	}
+	// The SDK panics on a deadline, so it only ever sees a cancellation.
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	launch := transforms.NewLaunch(inner)
+	defer launch.Close()
+
+	p, s := beam.NewPipelineWithRoot()
+	build(s, launch.ID)
+	if progress != nil {
+		stop := every(500*time.Millisecond, func() { progress(launch.Progress()) })
+		defer stop()
+	}
+	name := r.Name
+	if name == "" {
+		name = "prism"
+	}
+	_, err := beam.Run(inner, name, p)
+	switch {
+	case ctx.Err() != nil:
+		return ErrInterrupted
+	case err == nil:
+		return nil
+	case launch.Err() != nil:
+		return launch.Err()
+	default:
+		return fmt.Errorf("runner %s: %s", name, innermost(err.Error()))
+	}
+}
+
+// every calls f at each interval and once more when stopped.
+func every(interval time.Duration, f func()) (stop func()) {
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				f()
+			case <-quit:
+				f()
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-ended }
+}
+
+// innermost is the cause in one of Beam's errors, whose text nests contexts
+// over many lines, each cause after a line "caused by:".
+func innermost(text string) string {
+	if i := strings.LastIndex(text, "caused by:\n"); i >= 0 {
+		text = text[i+len("caused by:\n"):]
+	}
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, "failed:") {
+			return line
+		}
+	}
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// quiet silences Beam's and Prism's log, unless it is asked for. Prism logs
+// through slog's default, which would take the log package's output along.
+func (r Runner) quiet() {
+	if r.Verbose {
+		return
+	}
+	out, flags := log.Writer(), log.Flags()
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	log.SetOutput(out)
+	log.SetFlags(flags)
+	beamlog.SetLogger(silent{})
+}
+
+type silent struct{}
+
+func (silent) Log(context.Context, beamlog.Severity, int, string) {}
+
+// Main is the body of a command: it parses the command line, serves Beam if
+// this process is one of its workers, and else calls run with a context that
+// Ctrl-C cancels. An error is one line on stderr and exit status 1.
+func Main(about string, run func(ctx context.Context) error) {
+	flag.Usage = func() { usage(flag.CommandLine, about) }
+	flag.Parse()
+	beam.Init() // does not return in a worker
+	err := error(nil)
+	if flag.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q: every option is a --flag", flag.Arg(0))
+	} else {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
+		err = run(ctx)
+		stop()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// beamFlags are those of Beam's many flags that the help shows.
+var beamFlags = []string{"endpoint", "environment_type", "environment_config", "worker_binary"}
+
+// sdkFlags is what the SDK had declared before any command declared its own.
+var sdkFlags = func() map[string]bool {
+	seen := map[string]bool{}
+	flag.VisitAll(func(f *flag.Flag) { seen[f.Name] = true })
+	return seen
+}()
+
+// usage prints the command's own flags and the few of Beam's that matter.
+func usage(all *flag.FlagSet, about string) {
+	fmt.Fprintln(all.Output(), about)
+	own, sdk := flag.NewFlagSet("", flag.ContinueOnError), flag.NewFlagSet("", flag.ContinueOnError)
+	for _, f := range []*flag.FlagSet{own, sdk} {
+		f.SetOutput(all.Output())
+	}
+	all.VisitAll(func(f *flag.Flag) {
+		if !sdkFlags[f.Name] {
+			own.Var(f.Value, f.Name, f.Usage)
+			own.Lookup(f.Name).DefValue = f.DefValue
+		}
+	})
+	for _, name := range beamFlags {
+		if f := all.Lookup(name); f != nil {
+			usage, _, _ := strings.Cut(f.Usage, "\n")
+			sdk.Var(f.Value, f.Name, usage)
+			sdk.Lookup(name).DefValue = f.DefValue
+		}
+	}
+	fmt.Fprintln(all.Output(), "\nFlags:")
+	own.PrintDefaults()
+	io.WriteString(all.Output(), "\nBeam's, with --runner universal:\n")
+	sdk.PrintDefaults()
+}
