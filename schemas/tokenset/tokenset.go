@@ -1,0 +1,180 @@
+// Package tokenset holds tokenised text on disk, ready to train on: a folder
+// of Parquet files and a manifest.
+//
+//	train-00000-of-00004.parquet …  one row a sequence of exactly seq_len tokens
+//	validation-00000-of-00001.parquet …
+//	manifest.json                   what is in them; written last, so a folder with it is whole
+//
+// The columns of a shard are sequence_id (int64: the shard's index · 2³² + the
+// row) and tokens (list of int32). Both are required, the list's elements too;
+// tokens are dictionary-encoded under zstd, about a byte a token. pandas,
+// DuckDB and Hugging Face datasets read the files with no help. The same rows
+// give the same bytes.
+//
+// Everything that trains on a token set visits its sequences in the order that
+// Set.Order gives, a pure function of manifest, seed and epoch.
+package tokenset
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Set is a whole token set, open for reading. Its methods may be called from
+// several goroutines.
+type Set struct {
+	Manifest *Manifest
+
+	dir         string
+	fingerprint string
+
+	mu    sync.Mutex
+	cache []*loaded // newest first
+}
+
+// cached is how many decoded shards a Set keeps: the canonical order leaves a
+// shard only when it has used it up, and two shards overlap in a batch.
+const cached = 2
+
+type loaded struct {
+	split  Split
+	shard  int
+	tokens []int32 // rows · seq_len
+}
+
+// Open opens the token set in a folder. Shards are read and their checksums
+// verified when Sequence first needs them.
+func Open(dir string) (*Set, error) {
+	data, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("token set %s: no such folder", dir)
+		}
+		return nil, fmt.Errorf("token set %s: not a whole token set: it has no %s", dir, ManifestFile)
+	} else if err != nil {
+		return nil, fmt.Errorf("token set: %w", err)
+	}
+	m, err := ParseManifest(data)
+	if err != nil {
+		return nil, fmt.Errorf("token set %s: %w", dir, err)
+	}
+	if err := sizes(dir, m); err != nil {
+		return nil, fmt.Errorf("token set %s: %w", dir, err)
+	}
+	return &Set{Manifest: m, dir: dir, fingerprint: m.Fingerprint()}, nil
+}
+
+// Fingerprint is the manifest's.
+func (s *Set) Fingerprint() string { return s.fingerprint }
+
+// Rows is the number of sequences of a split.
+func (s *Set) Rows(split Split) int64 {
+	if c := s.Manifest.Splits[split]; c != nil {
+		return c.Rows
+	}
+	return 0
+}
+
+// ID is the sequence_id of a row of a shard.
+func ID(shard int, row int64) int64 { return int64(shard)<<32 | row }
+
+// IDs lists a split's sequences as the shards hold them.
+func (s *Set) IDs(split Split) []int64 {
+	ids := make([]int64, 0, s.Rows(split))
+	if c := s.Manifest.Splits[split]; c != nil {
+		for i, shard := range c.Shards {
+			for row := range shard.Rows {
+				ids = append(ids, ID(i, row))
+			}
+		}
+	}
+	return ids
+}
+
+// Order is the canonical order of an epoch over a split: the shards in a
+// random order and, within each, its rows in a random order, so that a reader
+// needs one shard at a time. Equal manifests, seeds and epochs give equal
+// orders on every machine and version.
+func (s *Set) Order(split Split, seed, epoch int64) []int64 {
+	c := s.Manifest.Splits[split]
+	if c == nil {
+		return nil
+	}
+	var key [16]byte
+	binary.LittleEndian.PutUint64(key[:8], uint64(seed))
+	binary.LittleEndian.PutUint64(key[8:], uint64(epoch))
+	h := sha256.Sum256(key[:]) // neighbouring seeds and epochs must have nothing in common
+	r := rand.NewPCG(binary.LittleEndian.Uint64(h[:8]), binary.LittleEndian.Uint64(h[8:]))
+
+	shards := make([]int64, len(c.Shards))
+	for i := range shards {
+		shards[i] = int64(i)
+	}
+	shuffle(r, shards)
+	ids := make([]int64, 0, c.Rows)
+	for _, i := range shards {
+		start := len(ids)
+		for row := range c.Shards[i].Rows {
+			ids = append(ids, ID(int(i), row))
+		}
+		shuffle(r, ids[start:])
+	}
+	return ids
+}
+
+// shuffle is Fisher and Yates's. It is written out because math/rand's own may
+// use its source differently in another version of Go.
+func shuffle(r *rand.PCG, v []int64) {
+	for i := len(v) - 1; i > 0; i-- {
+		j, _ := bits.Mul64(r.Uint64(), uint64(i+1)) // uniform in [0, i] but for 2⁻³²
+		v[i], v[j] = v[j], v[i]
+	}
+}
+
+// Sequence is one sequence's SeqLen tokens; they must not be changed. Visiting
+// sequences in canonical order reads each shard once; an error names the shard
+// and, where the file is damaged, the row group.
+func (s *Set) Sequence(split Split, id int64) ([]int32, error) {
+	c := s.Manifest.Splits[split]
+	shard, row := id>>32, id&(1<<32-1)
+	if c == nil || id < 0 || shard >= int64(len(c.Shards)) || row >= c.Shards[shard].Rows {
+		return nil, fmt.Errorf("token set %s: the %s split has no sequence %d", s.dir, split, id)
+	}
+	l, err := s.load(split, int(shard))
+	if err != nil {
+		return nil, err
+	}
+	n := int64(s.Manifest.SeqLen)
+	return l.tokens[row*n : (row+1)*n : (row+1)*n], nil
+}
+
+func (s *Set) load(split Split, shard int) (*loaded, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, l := range s.cache {
+		if l.split == split && l.shard == shard {
+			copy(s.cache[1:i+1], s.cache[:i])
+			s.cache[0] = l
+			return l, nil
+		}
+	}
+	info := s.Manifest.Splits[split].Shards[shard]
+	if len(s.cache) == cached { // let go of the oldest before the next one is made
+		s.cache[cached-1] = nil
+		s.cache = s.cache[:cached-1]
+	}
+	tokens, err := readShard(filepath.Join(s.dir, info.Name), info, shard, s.Manifest.SeqLen, s.Manifest.Tokenizer.Vocab)
+	if err != nil {
+		return nil, fmt.Errorf("token set %s: shard %s: %w", s.dir, info.Name, err)
+	}
+	l := &loaded{split, shard, tokens}
+	s.cache = append([]*loaded{l}, s.cache...)
+	return l, nil
+}

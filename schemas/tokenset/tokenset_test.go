@@ -1,0 +1,369 @@
+package tokenset
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const seqLen, vocab = 16, 300
+
+// sequence is what the test sets hold: Zipf-like ids that depend on id alone.
+func sequence(id int64) []int32 {
+	r := rand.New(rand.NewPCG(uint64(id), 9))
+	z := rand.NewZipf(r, 1.2, 5, vocab-1)
+	v := make([]int32, seqLen)
+	for i := range v {
+		v[i] = int32(z.Uint64())
+	}
+	return v
+}
+
+func shard(t testing.TB, dir string, split Split, i, n int, rows int64) Shard {
+	t.Helper()
+	w, err := NewWriter(filepath.Join(dir, ShardName(split, i, n)), i, seqLen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	w.Note("plan", "test")
+	for row := range rows {
+		if err := w.Append(sequence(ID(i, row))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// set writes a token set with train shards of the given rows and one
+// validation shard of three.
+func set(t testing.TB, dir string, rows ...int64) *Manifest {
+	t.Helper()
+	train, validation := &Counts{}, &Counts{}
+	for i, n := range rows {
+		train.Shards = append(train.Shards, shard(t, dir, Train, i, len(rows), n))
+		train.Rows += n
+	}
+	validation.Shards = []Shard{shard(t, dir, Validation, 0, 1, 3)}
+	validation.Rows = 3
+	train.Tokens, validation.Tokens = train.Rows*seqLen, 3*seqLen
+	m := &Manifest{Tokenizer: Tokenizer{SHA256: strings.Repeat("ab", 32), Vocab: vocab}, SeqLen: seqLen, Seed: 1, Sample: 1,
+		Splits: map[Split]*Counts{Train: train, Validation: validation}}
+	if err := WriteManifest(dir, m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestEverySequenceComesBack(t *testing.T) {
+	dir := t.TempDir()
+	set(t, dir, 40, 0, 25, 7)
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ids := range [][]int64{s.IDs(Train), s.Order(Train, 3, 0)} {
+		if len(ids) != 72 {
+			t.Fatalf("%d ids, want 72", len(ids))
+		}
+		for _, id := range ids {
+			got, err := s.Sequence(Train, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := sequence(id); !slices.Equal(got, want) {
+				t.Fatalf("sequence %d: %v, want %v", id, got, want)
+			}
+		}
+	}
+	for _, id := range []int64{-1, 40, ID(1, 0), ID(4, 0), 1 << 62} {
+		if _, err := s.Sequence(Train, id); err == nil || !strings.Contains(err.Error(), fmt.Sprint("no sequence ", id)) {
+			t.Errorf("sequence %d: %v", id, err)
+		}
+	}
+}
+
+func TestSameRowsGiveTheSameBytes(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	set(t, a, 500, 20)
+	set(t, b, 500, 20)
+	list, err := os.ReadDir(a)
+	if err != nil || len(list) != 4 {
+		t.Fatal(list, err)
+	}
+	for _, e := range list {
+		x, _ := os.ReadFile(filepath.Join(a, e.Name()))
+		y, _ := os.ReadFile(filepath.Join(b, e.Name()))
+		if !bytes.Equal(x, y) {
+			t.Errorf("%s differs", e.Name())
+		}
+	}
+}
+
+func TestOrderIsAPermutationThatSeedAndEpochDecide(t *testing.T) {
+	dir := t.TempDir()
+	set(t, dir, 40, 25, 7)
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{}
+	for seed := range int64(3) {
+		for epoch := range int64(3) {
+			ids := s.Order(Train, seed, epoch)
+			key := fmt.Sprint(ids)
+			name := fmt.Sprintf("seed %d epoch %d", seed, epoch)
+			if other, ok := seen[key]; ok {
+				t.Errorf("%s has the order of %s", name, other)
+			}
+			seen[key] = name
+			switches := 0
+			for i := 1; i < len(ids); i++ {
+				if ids[i]>>32 != ids[i-1]>>32 {
+					switches++
+				}
+			}
+			if switches != 2 {
+				t.Errorf("%s: %d changes of shard, want 2", name, switches)
+			}
+			slices.Sort(ids)
+			if !slices.Equal(ids, s.IDs(Train)) {
+				t.Errorf("%s: not a permutation: %v", name, ids)
+			}
+		}
+	}
+	// The order is part of the format: a run must go on after an upgrade.
+	if got, want := fmt.Sprint(s.Order(Validation, 1, 0), s.Order(Validation, 1, 1), s.Order(Train, 7, 2)[:4]), "[2 0 1] [2 0 1] [4294967317 4294967312 4294967303 4294967315]"; got != want {
+		t.Errorf("order %s, want %s", got, want)
+	}
+}
+
+func TestDescribeReadsTheManifestsLineBack(t *testing.T) {
+	dir := t.TempDir()
+	want := shard(t, dir, Train, 2, 4, 33)
+	got, notes, err := Describe(filepath.Join(dir, want.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want || notes["plan"] != "test" {
+		t.Errorf("got %+v %v, want %+v", got, notes, want)
+	}
+	cut := filepath.Join(dir, "cut.parquet")
+	raw, _ := os.ReadFile(filepath.Join(dir, want.Name))
+	os.WriteFile(cut, raw[:len(raw)-9], 0o666)
+	if _, _, err := Describe(cut); err == nil || !strings.Contains(err.Error(), "cut.parquet") {
+		t.Errorf("a truncated file: %v", err)
+	}
+}
+
+func TestFolderWithoutManifestIsNoTokenSet(t *testing.T) {
+	dir := t.TempDir()
+	shard(t, dir, Train, 0, 1, 5)
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "not a whole token set") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := Open(filepath.Join(dir, "nowhere")); err == nil || !strings.Contains(err.Error(), "no such folder") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestWriterRefusesRowsOfAnotherLengthAndLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(filepath.Join(dir, "a.parquet"), 0, seqLen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Append(make([]int32, seqLen+1)); err == nil {
+		t.Error("a row of seqLen+1 tokens was taken")
+	}
+	w.Abort()
+	if list, _ := os.ReadDir(dir); len(list) != 0 {
+		t.Errorf("left %v", list)
+	}
+}
+
+func TestLostOrShortShardIsNamedAtOpen(t *testing.T) {
+	dir := t.TempDir()
+	m := set(t, dir, 10, 10)
+	name := m.Splits[Train].Shards[1].Name
+	path := filepath.Join(dir, name)
+	raw, _ := os.ReadFile(path)
+	os.WriteFile(path, raw[:len(raw)/2], 0o666)
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "truncated") {
+		t.Errorf("half a shard: %v", err)
+	}
+	os.Remove(path)
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), name+" is missing") {
+		t.Errorf("no shard: %v", err)
+	}
+	if err := WriteManifest(dir, m); err == nil {
+		t.Error("a manifest was written for a set with a shard missing")
+	}
+}
+
+// Any byte of a shard may be wrong: reading gives an error that names the
+// shard, or the right tokens where the byte means nothing; never a panic.
+func TestFlippedBytesAreErrorsThatNameTheShard(t *testing.T) {
+	dir := t.TempDir()
+	m := set(t, dir, 30)
+	info := m.Splits[Train].Shards[0]
+	path := filepath.Join(dir, info.Name)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups := 0
+	for i := range raw {
+		for _, flip := range []byte{1, 0x80} {
+			bad := bytes.Clone(raw)
+			bad[i] ^= flip
+			// The decoder stands on its own: a manifest may agree with a bad file.
+			if tokens, err := decode(bytes.NewReader(bad), int64(len(bad)), 30, 0, seqLen, vocab); err == nil && len(tokens) != 30*seqLen {
+				t.Fatalf("byte %d flipped: %d tokens without an error", i, len(tokens))
+			}
+			if (i+int(flip))%6 != 0 {
+				continue
+			}
+			if err := os.WriteFile(path, bad, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			s, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Sequence(Train, 0)
+			if err == nil {
+				t.Fatalf("byte %d flipped: no error", i)
+			}
+			if !strings.Contains(err.Error(), info.Name) || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("byte %d flipped: %q is not one line that names the shard", i, err)
+			}
+			if strings.Contains(err.Error(), "row group 0") {
+				groups++
+			}
+		}
+	}
+	if groups == 0 {
+		t.Error("no error named its row group")
+	}
+}
+
+func TestTruncatedAnywhereIsAnError(t *testing.T) {
+	dir := t.TempDir()
+	info := shard(t, dir, Train, 0, 1, 30)
+	raw, _ := os.ReadFile(filepath.Join(dir, info.Name))
+	for n := range raw {
+		if _, err := decode(bytes.NewReader(raw[:n]), int64(n), 30, 0, seqLen, vocab); err == nil {
+			t.Fatalf("%d of %d bytes were read without an error", n, len(raw))
+		}
+	}
+}
+
+func TestDecodeRefusesWhatTheManifestDoesNotSay(t *testing.T) {
+	dir := t.TempDir()
+	info := shard(t, dir, Train, 1, 2, 30)
+	raw, _ := os.ReadFile(filepath.Join(dir, info.Name))
+	for _, c := range []struct {
+		rows                 int64
+		shard, seqLen, vocab int
+		want                 string
+	}{
+		{29, 1, seqLen, vocab, "30 rows, the manifest says 29"},
+		{30, 0, seqLen, vocab, "row group 0: sequence_id"},
+		{30, 1, seqLen / 2, vocab, "row group 0: "},
+		{30, 1, seqLen * 2, vocab, "row group 0: "},
+		{30, 1, seqLen, 10, "outside the vocabulary of 10"},
+	} {
+		_, err := decode(bytes.NewReader(raw), int64(len(raw)), c.rows, c.shard, c.seqLen, c.vocab)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+func TestBadManifestsAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	set(t, dir, 10, 5)
+	raw, _ := os.ReadFile(filepath.Join(dir, ManifestFile))
+	for name, c := range map[string]struct{ old, new, want string }{
+		"version":        {`"version": 1`, `"version": 2`, "version 2"},
+		"rows":           {`"rows": 15`, `"rows": 16`, "16 rows"},
+		"negative shard": {`"rows": 5`, `"rows": -5`, "-5 rows"},
+		"seq_len":        {`"seq_len": 16`, `"seq_len": 0`, "seq_len is 0"},
+		"outside":        {`"train-00001-of-00002.parquet"`, `"../train-00001-of-00002.parquet"`, "name"},
+		"same shard":     {`"train-00001-of-00002.parquet"`, `"train-00000-of-00002.parquet"`, "name"},
+		"vocab":          {`"vocab": 300`, `"vocab": 0`, "vocabulary of 0"},
+		"split":          {`"validation": {`, `"test": {`, `split "test"`},
+	} {
+		if !bytes.Contains(raw, []byte(c.old)) {
+			t.Fatalf("%s: the manifest has no %s", name, c.old)
+		}
+		_, err := ParseManifest(bytes.Replace(raw, []byte(c.old), []byte(c.new), 1))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	if _, err := ParseManifest(raw[:len(raw)/2]); err == nil {
+		t.Error("half a manifest was read")
+	}
+}
+
+// FuzzParseManifest: what parses can be walked, and written and read again.
+func FuzzParseManifest(f *testing.F) {
+	dir := f.TempDir()
+	set(f, dir, 3)
+	raw, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte(`{"version":1,"seq_len":1,"tokenizer":{"vocab":1},"splits":{"train":null}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := ParseManifest(data)
+		if err != nil {
+			return
+		}
+		for _, c := range m.Splits {
+			for _, s := range c.Shards {
+				if filepath.Dir(filepath.Join("set", s.Name)) != "set" {
+					t.Fatalf("shard %q lies outside", s.Name)
+				}
+			}
+		}
+		again, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := ParseManifest(again)
+		if err != nil || n.Fingerprint() != m.Fingerprint() {
+			t.Fatalf("written and read again: %v", err)
+		}
+	})
+}
+
+// FuzzShard: a damaged shard is an error or whole rows of known ids.
+func FuzzShard(f *testing.F) {
+	dir := f.TempDir()
+	info := shard(f, dir, Train, 0, 1, 4)
+	raw, err := os.ReadFile(filepath.Join(dir, info.Name))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		tokens, err := decode(bytes.NewReader(data), int64(len(data)), 4, 0, seqLen, vocab)
+		if err == nil && len(tokens) != 4*seqLen {
+			t.Fatalf("%d tokens without an error", len(tokens))
+		}
+	})
+}
