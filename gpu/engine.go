@@ -44,7 +44,7 @@ const (
 type Options struct {
 	Precision Precision // "" is Float32
 	Train     bool
-	Optimizer AdamW
+	Optimizer AdamW // the zero value is PaperAdamW
 }
 
 // AdamW holds the constants of decoupled weight decay (Loshchilov and Hutter
@@ -56,6 +56,14 @@ type AdamW struct {
 
 // PaperAdamW is betas (0.9, 0.98), eps 1e-8, decay 0.1, no clipping.
 func PaperAdamW() AdamW { return AdamW{Beta1: 0.9, Beta2: 0.98, Eps: 1e-8, Decay: 0.1} }
+
+// Validate says which constant is out of its range.
+func (a AdamW) Validate() error {
+	if !(a.Beta1 >= 0 && a.Beta1 < 1) || !(a.Beta2 >= 0 && a.Beta2 < 1) || !(a.Eps > 0) || !(a.Decay >= 0) || !(a.Clip >= 0) {
+		return fmt.Errorf("optimizer: betas %g and %g, eps %g, decay %g, clip %g: want betas in [0, 1), eps above 0, the others not below", a.Beta1, a.Beta2, a.Eps, a.Decay, a.Clip)
+	}
+	return nil
+}
 
 // Batch is Rows sequences of Length tokens each, row-major.
 type Batch struct {
@@ -108,6 +116,24 @@ type Target struct {
 	Scales []float32 // Int8 only: one a token, value = int8 · scale
 }
 
+// Decode fills dst, Rows·Length·Dim values, from a target.
+func (t Target) Decode(dst []float32) error {
+	if t.Type != dtype.Int8 {
+		if err := dtype.Decode(dst, t.Type, t.Values); err != nil {
+			return fmt.Errorf("target of layer %d: %w", t.Layer, err)
+		}
+		return nil
+	}
+	if len(t.Values) != len(dst) || len(t.Scales) == 0 || len(dst)%len(t.Scales) != 0 {
+		return fmt.Errorf("target of layer %d: %d int8 elements with %d scales do not make %d values", t.Layer, len(t.Values), len(t.Scales), len(dst))
+	}
+	dim := len(dst) / len(t.Scales)
+	for i, v := range t.Values {
+		dst[i] = float32(int8(v)) * t.Scales[i/dim]
+	}
+	return nil
+}
+
 // Step is one training step.
 type Step struct {
 	Batch
@@ -156,6 +182,15 @@ func (s Step) Check(c checkpoint.Config) error {
 		if want := s.Rows * s.Length * c.Dim * t.Type.Size(); len(t.Values) != want || want == 0 {
 			return fmt.Errorf("step: target of layer %d has %d bytes, want %d", t.Layer, len(t.Values), want)
 		}
+		switch t.Type {
+		case dtype.Float32, dtype.Float16, dtype.BFloat16:
+		case dtype.Int8:
+			if len(t.Scales) != s.Rows*s.Length {
+				return fmt.Errorf("step: target of layer %d has %d scales, want one for each of %d tokens", t.Layer, len(t.Scales), s.Rows*s.Length)
+			}
+		default:
+			return fmt.Errorf("step: target of layer %d is of type %s: want F32, F16, BF16 or I8", t.Layer, t.Type)
+		}
 	}
 	return nil
 }
@@ -191,7 +226,8 @@ type Model interface {
 	// it: Rows·(Length−1) values in nats.
 	Score(b Batch) ([]float32, error)
 	// Step computes loss and gradients and updates the weights that the
-	// objective trains.
+	// objective trains. It updates nothing where the loss or the norm is not
+	// finite; the caller sees that in the result.
 	Step(s Step) (Result, error)
 	// Gradients is Step without the update; it returns the gradient of each trained weight by name.
 	Gradients(s Step) (Result, map[string][]float32, error)

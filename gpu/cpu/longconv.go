@@ -1,0 +1,113 @@
+package cpu
+
+import "github.com/scavenge/scavenge/gpu/cpu/simd"
+
+// The long convolution of D channels, each with its own filter h [L], over n
+// sequences of length L:
+//
+//	longConvolution: s[b, t] = Σ_{i≤t} h[t−i] u[b, i]
+//	longCorrelation: du[b, i] = Σ_{t≥i} h[t−i] ds[b, t]
+//	longFilterGrad:  dh[j] = Σ_b Σ_{t≥j} ds[b, t] u[b, t−j]
+//
+// u, s and their gradients are [D, n, L], h and dh [D, L].
+//
+// A channel's filter makes a Toeplitz matrix, T[i, t] = h[t−i], and the
+// sequences' convolutions are the product u T. Its rows are windows that slide
+// over one padded vector, so the tile of the matrix product reads them from
+// there and T is never made; only the lower triangle is computed. That is L²
+// operations a channel and sequence, but at the speed of a matrix product.
+
+const tileWidth = simd.Cols32
+
+// padded is L rounded up to whole tiles.
+func padded(l int) int { return (l + tileWidth - 1) / tileWidth * tileWidth }
+
+func longConvolution(w workers, s, u, h []float32, n, l, d int) {
+	w.each(d, func(c int) {
+		convolveTiles(s[c*n*l:(c+1)*n*l], u[c*n*l:(c+1)*n*l], h[c*l:(c+1)*l], n, l)
+	})
+}
+
+func convolveTiles(s, u, h []float32, n, l int) {
+	pl := padded(l)
+	buffer := borrow[float32](tileWidth + pl + 2*simd.Rows*pl)
+	defer giveBack(buffer)
+	b := *buffer
+	window, in, out := b[:tileWidth+pl], b[tileWidth+pl:tileWidth+pl+simd.Rows*pl], b[tileWidth+pl+simd.Rows*pl:]
+	// window[tileWidth−1+i] = h[i], zeros around: row i of tile t0 starts at h[t0−i]
+	clear(window[:tileWidth-1])
+	clear(window[tileWidth-1+copy(window[tileWidth-1:], h):])
+	eachTile(n, l, in, u, func(row, rows int) {
+		for t0 := 0; t0 < l; t0 += tileWidth {
+			simd.Tile32(min(t0+tileWidth, l), in, l, 1, window, tileWidth-1+t0, -1, out[t0:], pl, false)
+		}
+		for r := range rows {
+			copy(s[(row+r)*l:(row+r+1)*l], out[r*pl:])
+		}
+	})
+}
+
+func longCorrelation(w workers, du, ds, h []float32, n, l, d int) {
+	w.each(d, func(c int) {
+		correlateTiles(du[c*n*l:(c+1)*n*l], ds[c*n*l:(c+1)*n*l], h[c*l:(c+1)*l], n, l)
+	})
+}
+
+func correlateTiles(du, ds, h []float32, n, l int) {
+	pl := padded(l)
+	buffer := borrow[float32](tileWidth + pl + 2*simd.Rows*pl)
+	defer giveBack(buffer)
+	b := *buffer
+	window, in, out := b[:tileWidth+pl], b[tileWidth+pl:tileWidth+pl+simd.Rows*pl], b[tileWidth+pl+simd.Rows*pl:]
+	reverse(window, h)
+	eachTile(n, l, in, ds, func(row, rows int) {
+		for i0 := 0; i0 < l; i0 += tileWidth {
+			simd.Tile32(l-i0, in[i0:], l, 1, window, l-1, -1, out[i0:], pl, false)
+		}
+		for r := range rows {
+			copy(du[(row+r)*l:(row+r+1)*l], out[r*pl:])
+		}
+	})
+}
+
+// reverse sets window[i] = x[L−1−i] and zeros after: the window at L−1−t is
+// x[t], x[t−1], …
+func reverse(window, x []float32) {
+	l := len(x)
+	for i, v := range x {
+		window[l-1-i] = v
+	}
+	clear(window[l:])
+}
+
+// eachTile calls f for every simd.Rows sequences, which it puts in in.
+func eachTile(n, l int, in, u []float32, f func(row, rows int)) {
+	for row := 0; row < n; row += simd.Rows {
+		m := min(simd.Rows, n-row)
+		clear(in[copy(in, u[row*l:(row+m)*l]):])
+		f(row, m)
+	}
+}
+
+// longFilterGrad makes tiles of dh: element 16·i + j is Σ_t ds[t + 16·i] u[t−j],
+// a product of rows of ds that start 16 apart and windows of u reversed.
+func longFilterGrad(w workers, dh, ds, u []float32, n, l, d int) {
+	pl := padded(l)
+	tiles := (pl/tileWidth + simd.Rows - 1) / simd.Rows
+	w.each(d, func(c int) {
+		buffer := borrow[float32](tileWidth + pl + pl + simd.Rows*tileWidth + tiles*simd.Rows*tileWidth)
+		defer giveBack(buffer)
+		b := *buffer
+		window, shifted, out := b[:tileWidth+pl], b[tileWidth+pl:tileWidth+2*pl+simd.Rows*tileWidth], b[tileWidth+2*pl+simd.Rows*tileWidth:]
+		for row := range n {
+			at := (c*n + row) * l
+			reverse(window, u[at:at+l])
+			clear(shifted[copy(shifted, ds[at:at+l]):])
+			for i := range tiles {
+				from := i * simd.Rows * tileWidth
+				simd.Tile32(l-from, shifted[from:], tileWidth, 1, window, l-1, -1, out[from:], tileWidth, row > 0)
+			}
+		}
+		copy(dh[c*l:(c+1)*l], out)
+	})
+}

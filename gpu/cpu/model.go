@@ -1,0 +1,310 @@
+package cpu
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/nlpodyssey/spago/ag"
+	"github.com/nlpodyssey/spago/mat"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+)
+
+// Model is a model in this engine's hands: weights as leaves of spago's graph,
+// AdamW's state, and the buffers of a step.
+type Model struct {
+	context
+	engine  *engine
+	config  checkpoint.Config
+	options gpu.Options
+	specs   []checkpoint.Spec
+	weights map[string]*tensor  // [Shape[0], the rest]
+	moments map[string]*moments // of the weights trained so far
+	rotary  *rotary             // of a GPTNeoX
+	grid    *grid               // of a HyenaNeoX
+	filters map[int]*tensor     // by block, what longFilter keeps
+	shape   [2]int              // rows and length of the last batch
+	closed  bool
+}
+
+var errClosed = errors.New("cpu: the model is closed")
+
+// Config is the model's configuration.
+func (m *Model) Config() checkpoint.Config { return m.config }
+
+// begin prepares for a batch: no weight asks for a gradient, every buffer is free.
+func (m *Model) begin(b gpu.Batch) error {
+	if m.closed {
+		return errClosed
+	}
+	if err := b.Check(m.config); err != nil {
+		return fmt.Errorf("cpu: %w", err)
+	}
+	for _, w := range m.weights {
+		w.SetRequiresGrad(false)
+		w.ZeroGrad()
+	}
+	m.arena.release(0)
+	if s := [2]int{b.Rows, b.Length}; s != m.shape {
+		m.arena.trim()
+		m.shape = s
+	}
+	return nil
+}
+
+// Hidden is the residual stream after each of the named blocks.
+func (m *Model) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
+	if err := m.begin(b); err != nil {
+		return nil, err
+	}
+	if len(layers) == 0 {
+		return nil, errors.New("cpu: hidden: no layer is named")
+	}
+	for i, l := range layers {
+		if l < 0 || l >= m.config.Layers || i > 0 && l <= layers[i-1] {
+			return nil, fmt.Errorf("cpu: hidden: layers %v: want them ascending and below %d", layers, m.config.Layers)
+		}
+	}
+	var out [][]float32
+	m.frozen(b.Tokens, b.Length, layers[len(layers)-1], func(layer int, x []float32) {
+		if layer == layers[len(out)] {
+			out = append(out, append([]float32(nil), x...))
+		}
+	})
+	return out, nil
+}
+
+// Logits are Rows·Length·Vocab values.
+func (m *Model) Logits(b gpu.Batch) ([]float32, error) {
+	if err := m.begin(b); err != nil {
+		return nil, err
+	}
+	c := m.config
+	x := values(m.norm(m.frozen(b.Tokens, b.Length, c.Layers-1, nil)))
+	s := make([]float32, len(b.Tokens)*c.Vocab)
+	product(m.workers, len(b.Tokens), c.Vocab, c.Dim, rows(x, c.Dim), across(m.weights[checkpoint.EmbedOut].v, c.Dim), s, c.Vocab, false)
+	return s, nil
+}
+
+// Score is −log p of each token after a row's first.
+func (m *Model) Score(b gpu.Batch) ([]float32, error) {
+	if err := m.begin(b); err != nil {
+		return nil, err
+	}
+	x := m.norm(m.frozen(b.Tokens, b.Length, m.config.Layers-1, nil))
+	h := &head{c: m.context, x: x, w: m.weights[checkpoint.EmbedOut], tokens: b.Tokens, length: b.Length}
+	run(h)
+	scores := make([]float32, 0, b.Rows*(b.Length-1))
+	for i, v := range h.nll {
+		if i%b.Length < b.Length-1 {
+			scores = append(scores, float32(v))
+		}
+	}
+	return scores, nil
+}
+
+// Step computes loss and gradients and updates the weights the objective trains.
+func (m *Model) Step(s gpu.Step) (gpu.Result, error) {
+	r, err := m.gradients(s)
+	if err != nil || !finite(r.Loss) || !finite(r.Norm) {
+		return r, err
+	}
+	scale := 1.0
+	if o := m.options.Optimizer; o.Clip > 0 && r.Norm > o.Clip {
+		scale = o.Clip / r.Norm
+	}
+	for _, spec := range m.specs {
+		w := m.weights[spec.Name]
+		if !w.HasGrad() {
+			continue
+		}
+		state := m.moments[spec.Name]
+		if state == nil {
+			state = &moments{mean: make([]float32, len(w.v)), variance: make([]float32, len(w.v))}
+			m.moments[spec.Name] = state
+		}
+		state.update(m.workers, w.v, w.grad.v, m.options.Optimizer, s.Rate, scale, spec.Decays())
+		delete(m.filters, spec.Layer)
+	}
+	return r, nil
+}
+
+// Gradients is Step without the update.
+func (m *Model) Gradients(s gpu.Step) (gpu.Result, map[string][]float32, error) {
+	r, err := m.gradients(s)
+	if err != nil {
+		return r, nil, err
+	}
+	g := map[string][]float32{}
+	for name, w := range m.weights {
+		if w.HasGrad() {
+			g[name] = append([]float32(nil), w.grad.v...)
+		}
+	}
+	return r, g, nil
+}
+
+// gradients leaves the gradient of every weight that the step trains with the weight.
+func (m *Model) gradients(s gpu.Step) (gpu.Result, error) {
+	if !m.options.Train && !m.closed {
+		return gpu.Result{}, errors.New("cpu: step: the model was opened without Train")
+	}
+	if err := m.begin(s.Batch); err != nil {
+		return gpu.Result{}, err
+	}
+	if err := s.Check(m.config); err != nil {
+		return gpu.Result{}, fmt.Errorf("cpu: %w", err)
+	}
+	if math.IsNaN(s.Rate) || math.IsInf(s.Rate, 0) {
+		return gpu.Result{}, fmt.Errorf("cpu: step: rate is %g", s.Rate)
+	}
+	loss, value, err := m.loss(s)
+	if err != nil {
+		return gpu.Result{}, err
+	}
+	if err := ag.Backward(loss); err != nil {
+		return gpu.Result{}, fmt.Errorf("cpu: step: backward: %w", err)
+	}
+	squares := make([]float64, len(m.specs))
+	m.workers.each(len(m.specs), func(i int) {
+		if w := m.weights[m.specs[i].Name]; w.HasGrad() {
+			squares[i] = dot(w.grad.v, w.grad.v)
+		}
+	})
+	total := 0.0
+	for _, q := range squares {
+		total += q
+	}
+	return gpu.Result{Loss: *value, Norm: math.Sqrt(total)}, nil
+}
+
+// loss builds the graph of a step. value is the loss in float64.
+func (m *Model) loss(s gpu.Step) (root mat.Tensor, value *float64, err error) {
+	train := func() {
+		for _, spec := range m.specs {
+			m.weights[spec.Name].SetRequiresGrad(s.Trains(spec))
+		}
+	}
+	switch s.Objective {
+	case gpu.LayerMSE, gpu.JointMSE:
+		f := &mse{c: m.context}
+		for _, t := range s.Targets {
+			v := m.arena.take(len(s.Tokens) * m.config.Dim)
+			if err := t.Decode(v); err != nil {
+				return nil, nil, fmt.Errorf("cpu: step: %w", err)
+			}
+			f.targets = append(f.targets, v)
+		}
+		var x mat.Tensor
+		first, last := 0, s.Targets[len(s.Targets)-1].Layer
+		if s.Objective == gpu.LayerMSE && s.Layer > 0 {
+			first = s.Layer
+			x = m.frozen(s.Tokens, s.Length, first-1, nil)
+			train()
+		} else {
+			train()
+			x = m.embed(s.Tokens)
+		}
+		for i, next := first, 0; i <= last; i++ {
+			x = m.block(i, x, s.Length)
+			if i == s.Targets[next].Layer {
+				f.x = append(f.x, x)
+				next++
+			}
+		}
+		return run(f), &f.value, nil
+	default:
+		f := &head{c: m.context, w: m.weights[checkpoint.EmbedOut], tokens: s.Tokens, length: s.Length}
+		if s.Objective == gpu.SoftTargets {
+			if f.teacherX, f.teacherW, err = m.teacher(s); err != nil {
+				return nil, nil, err
+			}
+			f.weight, f.temperature = s.SoftWeight, s.Temperature
+		}
+		train()
+		x := m.embed(s.Tokens)
+		for i := range m.config.Layers {
+			x = m.block(i, x, s.Length)
+		}
+		f.x = m.norm(x)
+		return run(f), &f.value, nil
+	}
+}
+
+// teacher is the input of the teacher's output embedding for a step's batch,
+// and that embedding.
+func (m *Model) teacher(s gpu.Step) (x, w []float32, err error) {
+	t, ok := s.Teacher.(*Model)
+	if !ok || t.engine != m.engine {
+		return nil, nil, errors.New("cpu: step: the teacher is a model of another engine")
+	}
+	if t == m {
+		return nil, nil, errors.New("cpu: step: the teacher is the model that is trained")
+	}
+	if err := t.begin(s.Batch); err != nil {
+		return nil, nil, fmt.Errorf("%w (teacher)", err)
+	}
+	return values(t.norm(t.frozen(s.Tokens, s.Length, t.config.Layers-1, nil))), t.weights[checkpoint.EmbedOut].v, nil
+}
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
+
+// Model copies the weights back.
+func (m *Model) Model() (*checkpoint.Model, error) {
+	if m.closed {
+		return nil, errClosed
+	}
+	c := &checkpoint.Model{Config: m.config, Weights: map[string][]float32{}}
+	for name, w := range m.weights {
+		c.Weights[name] = append([]float32(nil), w.v...)
+	}
+	return c, nil
+}
+
+// Optimizer copies AdamW's state back.
+func (m *Model) Optimizer() (*checkpoint.Optimizer, error) {
+	if m.closed {
+		return nil, errClosed
+	}
+	o := &checkpoint.Optimizer{Mean: map[string][]float32{}, Variance: map[string][]float32{}, Steps: map[string]int64{}}
+	for name, s := range m.moments {
+		o.Mean[name], o.Variance[name] = append([]float32(nil), s.mean...), append([]float32(nil), s.variance...)
+		o.Steps[name] = s.steps
+	}
+	return o, nil
+}
+
+// Restore sets AdamW's state; weights that it does not name start anew.
+func (m *Model) Restore(o *checkpoint.Optimizer) error {
+	if m.closed {
+		return errClosed
+	}
+	if len(o.Mean) != len(o.Steps) || len(o.Variance) != len(o.Steps) {
+		return fmt.Errorf("cpu: restore: %d means, %d variances and %d step counts", len(o.Mean), len(o.Variance), len(o.Steps))
+	}
+	state := map[string]*moments{}
+	for name, steps := range o.Steps {
+		w := m.weights[name]
+		if w == nil {
+			return fmt.Errorf("cpu: restore: weight %s is unknown to this model", name)
+		}
+		if len(o.Mean[name]) != len(w.v) || len(o.Variance[name]) != len(w.v) || steps < 1 {
+			return fmt.Errorf("cpu: restore: weight %s: %d means and %d variances after %d steps, want %d each", name, len(o.Mean[name]), len(o.Variance[name]), steps, len(w.v))
+		}
+		state[name] = &moments{steps, append([]float32(nil), o.Mean[name]...), append([]float32(nil), o.Variance[name]...)}
+	}
+	m.moments = state
+	return nil
+}
+
+// Close frees the model.
+func (m *Model) Close() error {
+	delete(m.engine.models, m)
+	m.closed = true
+	m.weights, m.moments, m.filters = nil, nil, nil
+	m.arena.release(0)
+	m.arena.trim()
+	return nil
+}

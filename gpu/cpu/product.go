@@ -1,0 +1,195 @@
+package cpu
+
+import (
+	"sync"
+
+	"github.com/scavenge/scavenge/gpu/cpu/simd"
+)
+
+// matrix is a view of a slice: element (i, j) is data[i·row + j·col].
+type matrix[T float32 | float64] struct {
+	data     []T
+	row, col int
+}
+
+// rows is a row-major matrix of some width, across its transpose.
+func rows[T float32 | float64](data []T, width int) matrix[T]   { return matrix[T]{data, width, 1} }
+func across[T float32 | float64](data []T, width int) matrix[T] { return matrix[T]{data, 1, width} }
+
+// Sizes of the blocks that a product is cut into, chosen so that a block of B's
+// panels stays in the second-level cache and one panel in the first
+// (Goto and van de Geijn 2008). They fix the order of summation.
+const (
+	blockK    = 256  // of the inner dimension
+	blockRows = 48   // of C, for one worker at a time
+	blockCols = 512  // of C, for one worker at a time
+	packCols  = 2048 // of B, packed at a time
+)
+
+// product computes C = A·B, or C += A·B, for A [m, k] and B [k, n], where row i
+// of C is c[i·rc : i·rc+n]. Each element is one sum in ascending k, rounded
+// every blockK terms, whatever m, n and the number of workers: a row of C
+// depends on nothing but its row of A.
+func product[T float32 | float64](w workers, m, n, k int, a, b matrix[T], c []T, rc int, add bool) {
+	cols := tileCols[T]()
+	if m <= 0 || n <= 0 {
+		return
+	}
+	if k <= 0 {
+		for i := range m {
+			if !add {
+				clear(c[i*rc : i*rc+n])
+			}
+		}
+		return
+	}
+	for jc := 0; jc < n; jc += packCols {
+		nc := min(packCols, n-jc)
+		panels := (nc + cols - 1) / cols
+		packed := borrow[T](panels * cols * min(k, blockK))
+		for pc := 0; pc < k; pc += blockK {
+			kc := min(blockK, k-pc)
+			w.slice(panels, 8, func(from, to int) {
+				for p := from; p < to; p++ {
+					packPanel((*packed)[p*cols*kc:(p+1)*cols*kc], b, pc, kc, jc+p*cols, min(cols, n-jc-p*cols), cols)
+				}
+			})
+			rowBlocks, colBlocks := (m+blockRows-1)/blockRows, (nc+blockCols-1)/blockCols
+			w.each(rowBlocks*colBlocks, func(t int) {
+				i0, j0 := t/colBlocks*blockRows, t%colBlocks*blockCols
+				block(min(blockRows, m-i0), min(blockCols, nc-j0), kc,
+					a.at(i0, pc), *packed, j0/cols, c[i0*rc+jc+j0:], rc, add || pc > 0)
+			})
+		}
+		giveBack(packed)
+	}
+}
+
+func (a matrix[T]) at(i, j int) matrix[T] {
+	return matrix[T]{a.data[i*a.row+j*a.col:], a.row, a.col}
+}
+
+// packPanel lays out cols columns of B from j (of which n exist, the rest are
+// zero) for rows k0 … k0+kc, as the tiles want them: row after row.
+func packPanel[T float32 | float64](dst []T, b matrix[T], k0, kc, j, n, cols int) {
+	src := b.data[k0*b.row+j*b.col:]
+	switch {
+	case b.col == 1:
+		for k := range kc {
+			d := dst[k*cols : (k+1)*cols]
+			clear(d[copy(d, src[k*b.row:k*b.row+n]):])
+		}
+	default:
+		for x := range n {
+			column := src[x*b.col:]
+			for k := range kc {
+				dst[k*cols+x] = column[k*b.row]
+			}
+		}
+		for x := n; x < cols; x++ {
+			for k := range kc {
+				dst[k*cols+x] = 0
+			}
+		}
+	}
+}
+
+// block computes m × n elements of C from rows of A and packed panels of B.
+func block[T float32 | float64](m, n, k int, a matrix[T], packed []T, panel int, c []T, rc int, add bool) {
+	cols := tileCols[T]()
+	full := m / simd.Rows * simd.Rows
+	buffer := borrow[T](blockRows*k + simd.Rows*cols)
+	defer giveBack(buffer)
+	gathered, edge := (*buffer)[:blockRows*k], (*buffer)[blockRows*k:]
+	from := full // A's rows are read where they lie, but for the last few,
+	if a.col != 1 {
+		from = 0 // and but for columns that lie apart: those are gathered, tile by tile
+	}
+	gather(gathered, a, from, m, k)
+	for i := 0; i < m; i += simd.Rows {
+		ai := matrix[T]{a.data[i*a.row:], a.row, a.col}
+		if i >= from {
+			ai = matrix[T]{gathered[(i-from)*k:], 1, simd.Rows}
+		}
+		for j := 0; j < n; j += cols {
+			bo := (panel + j/cols) * cols * k
+			if i < full && j+cols <= n {
+				tile(k, ai, packed, bo, cols, c[i*rc+j:], rc, add)
+				continue
+			}
+			tile(k, ai, packed, bo, cols, edge, cols, false)
+			for r := range min(simd.Rows, m-i) {
+				d := c[(i+r)*rc+j:][:min(cols, n-j)]
+				for x := range d {
+					if add {
+						d[x] += edge[r*cols+x]
+					} else {
+						d[x] = edge[r*cols+x]
+					}
+				}
+			}
+		}
+	}
+}
+
+// gather lays out rows from … m of A in tiles of simd.Rows, column after
+// column, with zeros for the rows past m. Columns are read from end to end:
+// the tiles of a block share their cache lines.
+func gather[T float32 | float64](dst []T, a matrix[T], from, m, k int) {
+	for kk := range k {
+		column := a.data[kk*a.col:]
+		for i := from; i < m; i += simd.Rows {
+			d := dst[(i-from)*k+kk*simd.Rows:][:simd.Rows]
+			mi := min(simd.Rows, m-i)
+			if a.row == 1 {
+				copy(d, column[i:i+mi])
+			} else {
+				for r := range mi {
+					d[r] = column[(i+r)*a.row]
+				}
+			}
+			clear(d[mi:])
+		}
+	}
+}
+
+// tile is simd.Tile32 or simd.Tile64.
+func tile[T float32 | float64](k int, a matrix[T], b []T, bo, rb int, c []T, rc int, add bool) {
+	switch d := any(a.data).(type) {
+	case []float32:
+		simd.Tile32(k, d, a.row, a.col, any(b).([]float32), bo, rb, any(c).([]float32), rc, add)
+	case []float64:
+		simd.Tile64(k, d, a.row, a.col, any(b).([]float64), bo, rb, any(c).([]float64), rc, add)
+	}
+}
+
+func tileCols[T float32 | float64]() int {
+	if _, ok := any(T(0)).(float32); ok {
+		return simd.Cols32
+	}
+	return simd.Cols64
+}
+
+// Scratch of one worker, for the length of one call; contents are arbitrary.
+var scratch32, scratch64 sync.Pool
+
+func borrow[T float32 | float64](n int) *[]T {
+	pool := &scratch64
+	if tileCols[T]() == simd.Cols32 {
+		pool = &scratch32
+	}
+	if s, ok := pool.Get().(*[]T); ok && cap(*s) >= n {
+		*s = (*s)[:n]
+		return s
+	}
+	s := make([]T, n)
+	return &s
+}
+
+func giveBack[T float32 | float64](s *[]T) {
+	if tileCols[T]() == simd.Cols32 {
+		scratch32.Put(s)
+	} else {
+		scratch64.Put(s)
+	}
+}

@@ -1,0 +1,45 @@
+package cpu
+
+import (
+	"github.com/nlpodyssey/spago/mat"
+
+	"github.com/scavenge/scavenge/gpu/cpu/simd"
+)
+
+// residual is y = x + m + f: the parallel residual of a block, with its mixer's
+// and its MLP's outputs. All are [N, D], and every gradient is dy.
+type residual struct {
+	c       context
+	x, m, f mat.Tensor
+}
+
+func (r *residual) Operands() []mat.Tensor { return []mat.Tensor{r.x, r.m, r.f} }
+
+func (r *residual) Forward() (mat.Tensor, error) {
+	x, m, f := values(r.x), values(r.m), values(r.f)
+	y := r.c.tensor(r.x.Shape()[0], r.x.Shape()[1])
+	r.c.workers.slice(len(x), 1<<14, func(from, to int) {
+		copy(y.v[from:to], x[from:to])
+		simd.Add(y.v[from:to], m[from:to])
+		simd.Add(y.v[from:to], f[from:to])
+	})
+	return y, nil
+}
+
+// Backward gives x a gradient of its own, since others will be added to it, and
+// before m and f get theirs: the gradients that come to x through the norms
+// wait for those, so this one is always first.
+func (r *residual) Backward(g mat.Tensor) error {
+	dy := g.(*tensor)
+	if r.x.RequiresGrad() {
+		dx := r.c.tensor(dy.Shape()[0], dy.Shape()[1])
+		copy(dx.v, dy.v)
+		r.x.AccGrad(dx)
+	}
+	for _, t := range []mat.Tensor{r.m, r.f} {
+		if t.RequiresGrad() {
+			t.AccGrad(dy)
+		}
+	}
+	return nil
+}

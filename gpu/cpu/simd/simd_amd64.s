@@ -1,0 +1,385 @@
+//go:build amd64 && !purego
+
+#include "textflag.h"
+
+// The tiles: 6 rows of two vectors each in Y4..Y15. Per k: two loads of B's
+// row, six broadcasts of A's column, twelve fused multiply-adds. R8, R9 are
+// A's strides, R10 is B's, R11 is C's; BX is the address of A's row 3.
+
+
+// func tile32asm(n int, a *float32, ra, ca int, b *float32, rb int, c *float32, rc int, add bool)
+TEXT ·tile32asm(SB), NOSPLIT, $0-65
+	MOVQ n+0(FP), CX
+	MOVQ a+8(FP), SI
+	MOVQ ra+16(FP), R8
+	MOVQ ca+24(FP), R9
+	MOVQ b+32(FP), DI
+	MOVQ rb+40(FP), R10
+	MOVQ c+48(FP), DX
+	MOVQ rc+56(FP), R11
+	MOVBLZX add+64(FP), AX
+	LEAQ (R8)(R8*2), BX
+	ADDQ SI, BX
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	VXORPS Y11, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VXORPS Y13, Y13, Y13
+	VXORPS Y14, Y14, Y14
+	VXORPS Y15, Y15, Y15
+
+loop32:
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS (SI)(R8*1), Y3
+	VFMADD231PS Y0, Y2, Y4
+	VFMADD231PS Y1, Y2, Y5
+	VFMADD231PS Y0, Y3, Y6
+	VFMADD231PS Y1, Y3, Y7
+	VBROADCASTSS (SI)(R8*2), Y2
+	VBROADCASTSS (BX), Y3
+	VFMADD231PS Y0, Y2, Y8
+	VFMADD231PS Y1, Y2, Y9
+	VFMADD231PS Y0, Y3, Y10
+	VFMADD231PS Y1, Y3, Y11
+	VBROADCASTSS (BX)(R8*1), Y2
+	VBROADCASTSS (BX)(R8*2), Y3
+	VFMADD231PS Y0, Y2, Y12
+	VFMADD231PS Y1, Y2, Y13
+	VFMADD231PS Y0, Y3, Y14
+	VFMADD231PS Y1, Y3, Y15
+	ADDQ R9, SI
+	ADDQ R9, BX
+	ADDQ R10, DI
+	DECQ CX
+	JNZ  loop32
+	TESTL AX, AX
+	JZ   store32
+	MOVQ DX, DI
+	VADDPS (DI), Y4, Y4
+	VADDPS 32(DI), Y5, Y5
+	ADDQ R11, DI
+	VADDPS (DI), Y6, Y6
+	VADDPS 32(DI), Y7, Y7
+	ADDQ R11, DI
+	VADDPS (DI), Y8, Y8
+	VADDPS 32(DI), Y9, Y9
+	ADDQ R11, DI
+	VADDPS (DI), Y10, Y10
+	VADDPS 32(DI), Y11, Y11
+	ADDQ R11, DI
+	VADDPS (DI), Y12, Y12
+	VADDPS 32(DI), Y13, Y13
+	ADDQ R11, DI
+	VADDPS (DI), Y14, Y14
+	VADDPS 32(DI), Y15, Y15
+
+store32:
+	VMOVUPS Y4, (DX)
+	VMOVUPS Y5, 32(DX)
+	ADDQ R11, DX
+	VMOVUPS Y6, (DX)
+	VMOVUPS Y7, 32(DX)
+	ADDQ R11, DX
+	VMOVUPS Y8, (DX)
+	VMOVUPS Y9, 32(DX)
+	ADDQ R11, DX
+	VMOVUPS Y10, (DX)
+	VMOVUPS Y11, 32(DX)
+	ADDQ R11, DX
+	VMOVUPS Y12, (DX)
+	VMOVUPS Y13, 32(DX)
+	ADDQ R11, DX
+	VMOVUPS Y14, (DX)
+	VMOVUPS Y15, 32(DX)
+	VZEROUPPER
+	RET
+
+// func tile64asm(n int, a *float64, ra, ca int, b *float64, rb int, c *float64, rc int, add bool)
+TEXT ·tile64asm(SB), NOSPLIT, $0-65
+	MOVQ n+0(FP), CX
+	MOVQ a+8(FP), SI
+	MOVQ ra+16(FP), R8
+	MOVQ ca+24(FP), R9
+	MOVQ b+32(FP), DI
+	MOVQ rb+40(FP), R10
+	MOVQ c+48(FP), DX
+	MOVQ rc+56(FP), R11
+	MOVBLZX add+64(FP), AX
+	LEAQ (R8)(R8*2), BX
+	ADDQ SI, BX
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	VXORPS Y11, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VXORPS Y13, Y13, Y13
+	VXORPS Y14, Y14, Y14
+	VXORPS Y15, Y15, Y15
+
+loop64:
+	VMOVUPD (DI), Y0
+	VMOVUPD 32(DI), Y1
+	VBROADCASTSD (SI), Y2
+	VBROADCASTSD (SI)(R8*1), Y3
+	VFMADD231PD Y0, Y2, Y4
+	VFMADD231PD Y1, Y2, Y5
+	VFMADD231PD Y0, Y3, Y6
+	VFMADD231PD Y1, Y3, Y7
+	VBROADCASTSD (SI)(R8*2), Y2
+	VBROADCASTSD (BX), Y3
+	VFMADD231PD Y0, Y2, Y8
+	VFMADD231PD Y1, Y2, Y9
+	VFMADD231PD Y0, Y3, Y10
+	VFMADD231PD Y1, Y3, Y11
+	VBROADCASTSD (BX)(R8*1), Y2
+	VBROADCASTSD (BX)(R8*2), Y3
+	VFMADD231PD Y0, Y2, Y12
+	VFMADD231PD Y1, Y2, Y13
+	VFMADD231PD Y0, Y3, Y14
+	VFMADD231PD Y1, Y3, Y15
+	ADDQ R9, SI
+	ADDQ R9, BX
+	ADDQ R10, DI
+	DECQ CX
+	JNZ  loop64
+	TESTL AX, AX
+	JZ   store64
+	MOVQ DX, DI
+	VADDPD (DI), Y4, Y4
+	VADDPD 32(DI), Y5, Y5
+	ADDQ R11, DI
+	VADDPD (DI), Y6, Y6
+	VADDPD 32(DI), Y7, Y7
+	ADDQ R11, DI
+	VADDPD (DI), Y8, Y8
+	VADDPD 32(DI), Y9, Y9
+	ADDQ R11, DI
+	VADDPD (DI), Y10, Y10
+	VADDPD 32(DI), Y11, Y11
+	ADDQ R11, DI
+	VADDPD (DI), Y12, Y12
+	VADDPD 32(DI), Y13, Y13
+	ADDQ R11, DI
+	VADDPD (DI), Y14, Y14
+	VADDPD 32(DI), Y15, Y15
+
+store64:
+	VMOVUPD Y4, (DX)
+	VMOVUPD Y5, 32(DX)
+	ADDQ R11, DX
+	VMOVUPD Y6, (DX)
+	VMOVUPD Y7, 32(DX)
+	ADDQ R11, DX
+	VMOVUPD Y8, (DX)
+	VMOVUPD Y9, 32(DX)
+	ADDQ R11, DX
+	VMOVUPD Y10, (DX)
+	VMOVUPD Y11, 32(DX)
+	ADDQ R11, DX
+	VMOVUPD Y12, (DX)
+	VMOVUPD Y13, 32(DX)
+	ADDQ R11, DX
+	VMOVUPD Y14, (DX)
+	VMOVUPD Y15, 32(DX)
+	VZEROUPPER
+	RET
+
+// Offsets into the table of constants, 32 bytes each.
+#define TAYLOR 0
+#define TAIL 256
+#define LOG2E 544
+#define LN2HI 576
+#define LN2LO 608
+#define LOW 640
+#define HIGH 672
+#define INVSQRT2PI 704
+#define STEP 736
+#define MINUSHALF 768
+#define ONE 800
+
+// EXPY sets X to e^X, using N, P and R; BX is the table. The clamps keep X as
+// the second source, which min and max return when it is NaN.
+#define EXPY(X, N, P, R) \
+	VMOVUPS LOW(BX), P \
+	VMAXPS X, P, X \
+	VMOVUPS HIGH(BX), P \
+	VMINPS X, P, X \
+	VMULPS LOG2E(BX), X, N \
+	VROUNDPS $0, N, N \
+	VMOVAPS X, R \
+	VFNMADD231PS LN2HI(BX), N, R \
+	VFNMADD231PS LN2LO(BX), N, R \
+	VMOVUPS TAYLOR(BX), P \
+	VFMADD213PS TAYLOR+32(BX), R, P \
+	VFMADD213PS TAYLOR+64(BX), R, P \
+	VFMADD213PS TAYLOR+96(BX), R, P \
+	VFMADD213PS TAYLOR+128(BX), R, P \
+	VFMADD213PS TAYLOR+160(BX), R, P \
+	VFMADD213PS TAYLOR+192(BX), R, P \
+	VFMADD213PS TAYLOR+224(BX), R, P \
+	VCVTPS2DQ N, N \
+	VPSLLD $23, N, N \
+	VPADDD ONE(BX), N, N \
+	VMULPS N, P, X
+
+// func exp32asm(n int, dst, x *float32, scale, shift float32, constants *[28][8]float32, lanes *[8]float32)
+TEXT ·exp32asm(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), CX
+	MOVQ dst+8(FP), DI
+	MOVQ x+16(FP), SI
+	VBROADCASTSS scale+24(FP), Y8
+	VBROADCASTSS shift+28(FP), Y9
+	MOVQ constants+32(FP), BX
+	MOVQ lanes+40(FP), DX
+	VMOVUPS (DX), Y10
+
+exploop:
+	VMOVUPS (SI), Y0
+	VSUBPS Y9, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	EXPY(Y0, Y1, Y2, Y3)
+	VMOVUPS Y0, (DI)
+	VADDPS Y0, Y10, Y10
+	ADDQ $32, SI
+	ADDQ $32, DI
+	SUBQ $8, CX
+	JNZ  exploop
+	VMOVUPS Y10, (DX)
+	VZEROUPPER
+	RET
+
+// func gelu32asm(n int, y, d, h *float32, constants *[28][8]float32)
+// Y4 = h, Y5 = |h|, Y0 = exp(-h²/2), Y6 = t, Y7 = Φ(-|h|) then Φ(h).
+TEXT ·gelu32asm(SB), NOSPLIT, $0-40
+	MOVQ n+0(FP), CX
+	MOVQ y+8(FP), DI
+	MOVQ d+16(FP), DX
+	MOVQ h+24(FP), SI
+	MOVQ constants+32(FP), BX
+	VPCMPEQD Y15, Y15, Y15
+	VPSRLD $1, Y15, Y15 // all but the sign
+	VXORPS Y14, Y14, Y14
+	VMOVUPS ONE(BX), Y13
+	VMOVUPS STEP(BX), Y12
+	VMOVUPS INVSQRT2PI(BX), Y11
+
+geluloop:
+	VMOVUPS (SI), Y4
+	VANDPS Y15, Y4, Y5
+	VMULPS MINUSHALF(BX), Y5, Y0
+	VMULPS Y5, Y0, Y0
+	EXPY(Y0, Y1, Y2, Y3)
+	VMOVAPS Y12, Y6
+	VFMADD213PS Y13, Y5, Y6
+	VDIVPS Y6, Y13, Y6
+	VMOVUPS TAIL(BX), Y7
+	VFMADD213PS TAIL+32(BX), Y6, Y7
+	VFMADD213PS TAIL+64(BX), Y6, Y7
+	VFMADD213PS TAIL+96(BX), Y6, Y7
+	VFMADD213PS TAIL+128(BX), Y6, Y7
+	VFMADD213PS TAIL+160(BX), Y6, Y7
+	VFMADD213PS TAIL+192(BX), Y6, Y7
+	VFMADD213PS TAIL+224(BX), Y6, Y7
+	VFMADD213PS TAIL+256(BX), Y6, Y7
+	VMULPS Y6, Y7, Y7
+	VMULPS Y0, Y7, Y7
+	VSUBPS Y7, Y13, Y8
+	VCMPPS $1, Y4, Y14, Y9 // 0 < h
+	VBLENDVPS Y9, Y8, Y7, Y7
+	VMULPS Y7, Y4, Y8
+	VMULPS Y0, Y4, Y9
+	VFMADD231PS Y11, Y9, Y7
+	VMOVUPS Y8, (DI)
+	VMOVUPS Y7, (DX)
+	ADDQ $32, SI
+	ADDQ $32, DI
+	ADDQ $32, DX
+	SUBQ $8, CX
+	JNZ  geluloop
+	VZEROUPPER
+	RET
+
+// func addScaled32asm(n int, dst, x *float32, s float32)
+TEXT ·addScaled32asm(SB), NOSPLIT, $0-28
+	MOVQ n+0(FP), CX
+	MOVQ dst+8(FP), DI
+	MOVQ x+16(FP), SI
+	VBROADCASTSS s+24(FP), Y1
+
+addscaledloop:
+	VMOVUPS (DI), Y0
+	VFMADD231PS (SI), Y1, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, SI
+	ADDQ $32, DI
+	SUBQ $8, CX
+	JNZ  addscaledloop
+	VZEROUPPER
+	RET
+
+// func addProduct32asm(n int, dst, x, y *float32)
+TEXT ·addProduct32asm(SB), NOSPLIT, $0-32
+	MOVQ n+0(FP), CX
+	MOVQ dst+8(FP), DI
+	MOVQ x+16(FP), SI
+	MOVQ y+24(FP), DX
+
+addproductloop:
+	VMOVUPS (DI), Y0
+	VMOVUPS (SI), Y1
+	VFMADD231PS (DX), Y1, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, SI
+	ADDQ $32, DX
+	ADDQ $32, DI
+	SUBQ $8, CX
+	JNZ  addproductloop
+	VZEROUPPER
+	RET
+
+// func product32asm(n int, dst, x, y *float32)
+TEXT ·product32asm(SB), NOSPLIT, $0-32
+	MOVQ n+0(FP), CX
+	MOVQ dst+8(FP), DI
+	MOVQ x+16(FP), SI
+	MOVQ y+24(FP), DX
+
+productloop:
+	VMOVUPS (SI), Y1
+	VMULPS (DX), Y1, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, SI
+	ADDQ $32, DX
+	ADDQ $32, DI
+	SUBQ $8, CX
+	JNZ  productloop
+	VZEROUPPER
+	RET
+
+// func scale32asm(n int, dst, x *float32, s float32)
+TEXT ·scale32asm(SB), NOSPLIT, $0-28
+	MOVQ n+0(FP), CX
+	MOVQ dst+8(FP), DI
+	MOVQ x+16(FP), SI
+	VBROADCASTSS s+24(FP), Y1
+
+scaleloop:
+	VMULPS (SI), Y1, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, SI
+	ADDQ $32, DI
+	SUBQ $8, CX
+	JNZ  scaleloop
+	VZEROUPPER
+	RET
