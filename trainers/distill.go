@@ -1,0 +1,208 @@
+package trainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/activation"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/dtype"
+	"github.com/scavenge/scavenge/schemas/tokenset"
+)
+
+// The ways through the layers.
+const (
+	Progressive = "progressive" // layer after layer, those below frozen
+	Joint       = "joint"       // all layers at once
+)
+
+// Where a distillation's targets come from.
+const (
+	FromStream = "stream" // activation records on Kafka
+	FromInline = "inline" // the teacher runs beside the student
+)
+
+// defaultStall is longer than a broker takes to restart or a producer to start.
+const defaultStall = 5 * time.Minute
+
+// DistillOptions are those of Distill.
+type DistillOptions struct {
+	Run
+	StudentOptions
+	Teacher  string // checkpoint
+	Schedule string // Progressive or Joint; "": Progressive
+
+	Source  string        // FromStream or FromInline; "": FromStream
+	Brokers []string      // stream: addresses of Kafka brokers
+	Topic   string        // stream: the producer's run
+	Stall   time.Duration // stream: longest wait for a record; 0: 5 minutes
+	Type    string        // inline: what targets are rounded to, as dtype.Parse has it; "": float16
+}
+
+// Validate says which option no distillation can have.
+func (o DistillOptions) Validate() error {
+	if err := o.Run.Validate(); err != nil {
+		return err
+	}
+	if err := o.StudentOptions.Validate(); err != nil {
+		return err
+	}
+	if o.Teacher == "" {
+		return errors.New("--teacher is missing: the folder of a checkpoint")
+	}
+	if o.Schedule != "" && o.Schedule != Progressive && o.Schedule != Joint {
+		return fmt.Errorf("--schedule %q: want %s or %s", o.Schedule, Progressive, Joint)
+	}
+	switch o.Source {
+	case FromInline:
+		_, err := dtype.Parse(o.dtype())
+		return err
+	case FromStream, "":
+	default:
+		return fmt.Errorf("--source %q: want %s or %s", o.Source, FromStream, FromInline)
+	}
+	switch {
+	case len(o.Brokers) == 0:
+		return errors.New("--brokers is missing: an address that pipelines/teach or infra/broker printed (or take --source inline, with no broker)")
+	case o.Topic == "":
+		return errors.New("--topic is missing: the name that pipelines/teach was given")
+	case o.Stall < 0:
+		return fmt.Errorf("--stall-timeout %v: want a positive time", o.Stall)
+	}
+	if err := activation.CheckRun(o.Topic); err != nil {
+		return fmt.Errorf("--topic: %w", err)
+	}
+	return nil
+}
+
+func (o DistillOptions) dtype() string {
+	if o.Type == "" {
+		return "float16"
+	}
+	return o.Type
+}
+
+// Distill fits a student's layer outputs to a teacher's and leaves the student
+// in the run's folder.
+func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
+	if err := o.Validate(); err != nil {
+		return s, err
+	}
+	set, err := openSet(o.Dataset)
+	if err != nil {
+		return s, err
+	}
+	teacher, err := LoadModel("--teacher", o.Teacher)
+	if err != nil {
+		return s, err
+	}
+	student, begin, err := o.start(teacher, set.Manifest.SeqLen, o.Seed)
+	if err != nil {
+		return s, err
+	}
+	for flag, c := range map[string]checkpoint.Config{"--teacher": teacher.Config, "--student": student.Config} {
+		if err := suits(flag, c, set.Manifest); err != nil {
+			return s, err
+		}
+	}
+	if err := fits(student.Config, teacher.Config); err != nil {
+		return s, err
+	}
+	d := &distillation{DistillOptions: o, set: set, teacher: teacher, fingerprint: teacher.Fingerprint()}
+	chosen := o.shared()
+	chosen["init"], chosen["schedule"] = begin, d.schedule()
+	if o.Source == FromInline {
+		chosen["dtype"] = o.dtype()
+	}
+	f, err := openFolder(o.Dir, checkpoint.Trainer{Kind: "distill", Seed: o.Seed, Teacher: d.fingerprint, TokenSet: set.Fingerprint()}, chosen)
+	if err != nil {
+		return s, err
+	}
+	defer f.Close()
+	e, err := device(o.Device)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	if o.Source == FromInline {
+		if d.beside, err = e.Open(teacher, gpu.Options{Precision: o.Precision}); err != nil {
+			return s, fmt.Errorf("--teacher: %w", err)
+		}
+		defer func() { err = errors.Join(err, d.beside.Close()) }()
+	}
+	stages, err := d.stages()
+	if err != nil {
+		return s, err
+	}
+	l := &loop{Run: o.Run, kind: "distill", stages: stages}
+	return l.train(ctx, e, f, student, gpu.Options{Optimizer: gpu.PaperAdamW()})
+}
+
+// distillation is a Distill with its inputs at hand.
+type distillation struct {
+	DistillOptions
+	set         *tokenset.Set
+	teacher     *checkpoint.Model
+	fingerprint string    // the teacher's
+	beside      gpu.Model // the teacher on the device, for an inline source
+}
+
+func (d *distillation) schedule() string {
+	if d.Schedule == "" {
+		return Progressive
+	}
+	return d.Schedule
+}
+
+// stages are one a layer, or one for all.
+func (d *distillation) stages() ([]stage, error) {
+	steps, sequences, err := d.length(d.set.Rows(tokenset.Train))
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for layer := range d.teacher.Config.Layers {
+		all = append(all, layer)
+	}
+	base := stage{layer: -1, steps: steps, rate: d.Rate.overSteps(steps)}
+	if d.schedule() == Joint {
+		base.open = d.opener(all, sequences)
+		base.step = func(b *Batch) gpu.Step {
+			return gpu.Step{Batch: b.Batch, Objective: gpu.JointMSE, Targets: b.Targets}
+		}
+		return []stage{base}, nil
+	}
+	var list []stage
+	for _, layer := range all {
+		g := base
+		g.layer, g.open = layer, d.opener([]int{layer}, sequences)
+		g.step = func(b *Batch) gpu.Step {
+			return gpu.Step{Batch: b.Batch, Objective: gpu.LayerMSE, Layer: layer, Targets: b.Targets}
+		}
+		list = append(list, g)
+	}
+	return list, nil
+}
+
+// opener opens the source of some layers' targets.
+func (d *distillation) opener(layers []int, sequences int64) func(context.Context, Position) (Source, error) {
+	return func(ctx context.Context, at Position) (Source, error) {
+		p := Plan{Tokens: d.set, Length: d.set.Manifest.SeqLen, Seed: d.Seed, Batch: d.Batch, Total: sequences, Start: at}
+		if d.Source == FromInline {
+			t, err := dtype.Parse(d.dtype())
+			if err != nil {
+				return nil, err
+			}
+			return NewInlineSource(Inline{Teacher: d.beside, Layers: layers, Type: t}, p)
+		}
+		stall := d.Stall
+		if stall == 0 {
+			stall = defaultStall
+		}
+		return NewStreamSource(ctx, Stream{Brokers: d.Brokers, Topic: d.Topic, Layers: layers, Dim: d.teacher.Config.Dim,
+			Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Stall: stall, Notice: func(s string) { d.say("%s", s) }}, p)
+	}
+}

@@ -1,0 +1,252 @@
+package trainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// partition reads the messages of one Kafka partition in order, each exactly
+// once, over broker restarts. It trusts kafka-go's Reader for fetching and
+// reconnecting and checks what that Reader would pass over in silence: an
+// offset that retention has deleted (it jumps to the earliest), one past the
+// log's end (it waits for ever).
+type partition struct {
+	topic  string
+	number int
+	next   int64         // offset wanted
+	stall  time.Duration // longest wait for a message
+	broker *broker
+	reader *kafka.Reader
+
+	mu   sync.Mutex
+	last string // the Reader's latest complaint
+}
+
+// readerBytes bounds a fetch; a single larger record still comes whole.
+const readerBytes = 8 << 20
+
+func newPartition(b *broker, topic string, number int, next int64, recordBytes int, stall time.Duration) (*partition, error) {
+	p := &partition{topic: topic, number: number, next: next, stall: stall, broker: b}
+	p.reader = kafka.NewReader(kafka.ReaderConfig{
+		Brokers: b.addresses, Topic: topic, Partition: number, Dialer: b.dialer(),
+		MaxBytes:      max(readerBytes, 2*recordBytes),
+		QueueCapacity: min(1024, max(8, readerBytes/max(1, recordBytes))),
+		// A fetch that is cut off by MaxWait begins again: at 100 ms a
+		// megabyte record may never arrive.
+		MaxWait:        2 * time.Second,
+		ReadBackoffMax: 500 * time.Millisecond,
+		ErrorLogger:    kafka.LoggerFunc(p.complain),
+	})
+	return p, p.reader.SetOffset(next)
+}
+
+func (p *partition) complain(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = fmt.Sprintf(format, args...)
+}
+
+func (p *partition) complaint() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
+}
+
+// fetch is the next message. An error names the topic, partition and offset;
+// wanted says for people which record the caller expects there.
+func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, error) {
+	for began := time.Now(); ; {
+		wait, cancel := context.WithTimeout(ctx, min(5*time.Second, p.stall/2))
+		m, err := p.reader.FetchMessage(wait)
+		quiet := wait.Err() != nil
+		cancel()
+		switch {
+		case err == nil && m.Offset == p.next:
+			p.next++
+			return m, nil
+		case err == nil:
+			return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
+		case ctx.Err() != nil:
+			return m, ctx.Err()
+		case quiet:
+			if err := p.inside(ctx); err != nil {
+				return m, err
+			}
+		default:
+			if final(err) {
+				return m, fmt.Errorf("%v: %w", p, err)
+			}
+			p.complain("%v", err)
+			sleep(ctx, 200*time.Millisecond)
+		}
+		if waited := time.Since(began); waited >= p.stall {
+			why := ""
+			if c := p.complaint(); c != "" {
+				why = "; last trouble: " + c
+			}
+			return m, fmt.Errorf("%v: no record for %v, waiting for %v: is the producer still at work? (--stall-timeout sets how long to wait)%s",
+				p, waited.Round(time.Second), wanted, why)
+		}
+	}
+}
+
+func (p *partition) String() string {
+	return fmt.Sprintf("topic %s: partition %d: offset %d", p.topic, p.number, p.next)
+}
+
+// inside fails if the wanted offset is outside the log. A broker that does not
+// answer is no failure: it may come back.
+func (p *partition) inside(ctx context.Context) error {
+	first, end, err := p.broker.bounds(ctx, p.topic, p.number)
+	if err != nil {
+		p.complain("%v", err)
+		return nil
+	}
+	return within(p, first, end)
+}
+
+func within(p *partition, first, end int64) error {
+	switch {
+	case p.next < first:
+		return fmt.Errorf("%v was deleted: the log begins at %d now (retention?)", p, first)
+	case p.next > end:
+		return fmt.Errorf("%v is past the log's end at %d: the topic was made anew, or is another one", p, end)
+	}
+	return nil
+}
+
+// final tells an error of the broker that waiting does not mend.
+func final(err error) bool {
+	var k kafka.Error
+	return errors.As(err, &k) && !k.Temporary() && k != kafka.Unknown && k != kafka.OffsetOutOfRange
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// broker is the way to a Kafka cluster.
+type broker struct {
+	addresses []string
+	client    *kafka.Client
+	transport *kafka.Transport
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[net.Conn]bool // of the readers
+}
+
+func newBroker(addresses []string) *broker {
+	t := &kafka.Transport{DialTimeout: 5 * time.Second, ClientID: "scavenge-trainer"}
+	return &broker{addresses: addresses, transport: t, conns: map[net.Conn]bool{},
+		client: &kafka.Client{Addr: kafka.TCP(addresses...), Timeout: 10 * time.Second, Transport: t}}
+}
+
+// dialer keeps hold of the readers' connections: a Reader that is closed waits
+// for its fetch to end, which takes up to MaxWait unless the connection goes.
+func (b *broker) dialer() *kafka.Dialer {
+	return &kafka.Dialer{ClientID: "scavenge-trainer", Timeout: 10 * time.Second, DualStack: true,
+		DialFunc: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.closed {
+				c.Close()
+				return nil, net.ErrClosed
+			}
+			b.conns[c] = true
+			return heldConn{c, b}, nil
+		}}
+}
+
+type heldConn struct {
+	net.Conn
+	b *broker
+}
+
+func (c heldConn) Close() error {
+	c.b.mu.Lock()
+	delete(c.b.conns, c.Conn)
+	c.b.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// hangUp closes the readers' connections and lets no new ones be made.
+func (b *broker) hangUp() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	for c := range b.conns {
+		c.Close()
+	}
+}
+
+// partitions counts a topic's partitions; 0 for a topic that is not there.
+func (b *broker) partitions(ctx context.Context, topic string) (int, error) {
+	r, err := b.client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range r.Topics {
+		if t.Name != topic {
+			continue
+		}
+		if errors.Is(t.Error, kafka.UnknownTopicOrPartition) || errors.Is(t.Error, kafka.LeaderNotAvailable) {
+			return 0, nil
+		}
+		return len(t.Partitions), t.Error
+	}
+	return 0, nil
+}
+
+// bounds are a partition's first offset and the one after its last. They are
+// asked for in two calls: brokers answer one question a partition.
+func (b *broker) bounds(ctx context.Context, topic string, number int) (first, end int64, err error) {
+	for _, q := range []kafka.OffsetRequest{kafka.FirstOffsetOf(number), kafka.LastOffsetOf(number)} {
+		r, err := b.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: {q}}})
+		if err != nil {
+			return 0, 0, err
+		}
+		answers := r.Topics[topic]
+		if len(answers) != 1 {
+			return 0, 0, fmt.Errorf("topic %s: partition %d: the broker gives no offsets", topic, number)
+		}
+		if answers[0].Error != nil {
+			return 0, 0, fmt.Errorf("topic %s: partition %d: %w", topic, number, answers[0].Error)
+		}
+		if q.Timestamp == kafka.FirstOffset {
+			first = answers[0].FirstOffset
+		} else {
+			end = answers[0].LastOffset
+		}
+	}
+	return first, end, nil
+}
+
+// publish tells the broker how far a trainer is, for tools that show lag. The
+// trainer itself never reads it.
+func (b *broker) publish(ctx context.Context, offsets map[string]map[int]int64) {
+	for topic, list := range offsets {
+		var commits []kafka.OffsetCommit
+		for number, offset := range list {
+			commits = append(commits, kafka.OffsetCommit{Partition: number, Offset: offset})
+		}
+		// best effort: training does not depend on it
+		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: topic + ".trainer", GenerationID: -1,
+			Topics: map[string][]kafka.OffsetCommit{topic: commits}})
+	}
+}
