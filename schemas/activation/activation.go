@@ -1,0 +1,217 @@
+// Package activation is the record that carries a teacher's activations from
+// the producer to the trainers: one Kafka message is one sequence of one
+// layer. Its wire format is Protobuf, documented in schemas/activation.proto;
+// activationpb is the generated code for programs that want it. This package
+// writes and reads the same bytes itself, because a record is a megabyte and
+// its values should be copied once at most.
+//
+// In come float32 activations (Encode); out go bytes for the wire (Marshal).
+// Unmarshal checks version, sizes and checksum: the record that it returns is
+// what was written.
+package activation
+
+//go:generate protoc -I .. --go_out=activationpb --go_opt=paths=source_relative activation.proto
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"regexp"
+
+	"github.com/scavenge/scavenge/schemas/activation/activationpb"
+	"github.com/scavenge/scavenge/schemas/dtype"
+)
+
+// Version is the format version of this package.
+const Version = 1
+
+// maxLength and maxDim bound a record; both are far above any model's.
+const (
+	maxLength = 1 << 24
+	maxDim    = 1 << 20
+)
+
+// Record is one sequence's activations after one block, before any final norm.
+type Record struct {
+	Teacher    string // fingerprints: hex sha256
+	TokenSet   string
+	Layer      int
+	Epoch      int
+	SequenceID int64
+	Length     int        // tokens
+	Dim        int        // values a token
+	Type       dtype.Type // Float32, Float16, BFloat16, or Int8 with Scales
+	Tokens     []int32    // Length
+	Values     []byte     // Length·Dim elements, little-endian
+	Scales     []float32  // Int8 only: one a token, value = int8 · scale
+}
+
+var types = map[dtype.Type]activationpb.Record_Type{
+	dtype.Float32:  activationpb.Record_FLOAT32,
+	dtype.Float16:  activationpb.Record_FLOAT16,
+	dtype.BFloat16: activationpb.Record_BFLOAT16,
+	dtype.Int8:     activationpb.Record_INT8,
+}
+
+func typeOf(n uint64) (dtype.Type, bool) {
+	for t, m := range types {
+		if uint64(m) == n {
+			return t, true
+		}
+	}
+	return "", false
+}
+
+// Validate says what of a record contradicts itself.
+func (r *Record) Validate() error {
+	switch {
+	case r.Length < 1 || r.Length > maxLength || r.Dim < 1 || r.Dim > maxDim:
+		return fmt.Errorf("activation record: shape %d × %d", r.Length, r.Dim)
+	case r.Layer < 0 || r.Layer > math.MaxInt32 || r.Epoch < 0 || r.SequenceID < 0:
+		return fmt.Errorf("activation record: layer %d, epoch %d, sequence %d", r.Layer, r.Epoch, r.SequenceID)
+	case types[r.Type] == 0:
+		return fmt.Errorf("activation record: values of type %q", r.Type)
+	case len(r.Tokens) != r.Length:
+		return fmt.Errorf("activation record: %d tokens, want %d", len(r.Tokens), r.Length)
+	case len(r.Values) != r.Length*r.Dim*r.Type.Size():
+		return fmt.Errorf("activation record: %d bytes of values, %d × %d of %s take %d", len(r.Values), r.Length, r.Dim, r.Type, r.Length*r.Dim*r.Type.Size())
+	}
+	scales := 0
+	if r.Type == dtype.Int8 {
+		scales = r.Length
+	}
+	if len(r.Scales) != scales {
+		return fmt.Errorf("activation record: %d scales, want %d", len(r.Scales), scales)
+	}
+	for i, s := range r.Scales {
+		if !(s >= 0 && s <= math.MaxFloat32) {
+			return fmt.Errorf("activation record: token %d has scale %g", i, s)
+		}
+	}
+	for i, t := range r.Tokens {
+		if t < 0 {
+			return fmt.Errorf("activation record: token %d is id %d", i, t)
+		}
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is the field crc32c; see activation.proto for what it covers.
+func (r *Record) checksum() uint32 {
+	buf := make([]byte, 0, 7*8+4*len(r.Tokens)+4*len(r.Scales))
+	for _, v := range []uint64{Version, uint64(r.Layer), uint64(r.Epoch), uint64(r.SequenceID), uint64(r.Length), uint64(r.Dim), uint64(types[r.Type])} {
+		buf = binary.LittleEndian.AppendUint64(buf, v)
+	}
+	for _, v := range r.Tokens {
+		buf = binary.LittleEndian.AppendUint32(buf, uint32(v))
+	}
+	for _, v := range r.Scales {
+		buf = binary.LittleEndian.AppendUint32(buf, math.Float32bits(v))
+	}
+	return crc32.Update(crc32.Checksum(buf, castagnoli), castagnoli, r.Values)
+}
+
+// The last float32 that do not round to infinity.
+var (
+	largestFloat16  = math.Float32frombits(0x477fefff)
+	largestBFloat16 = math.Float32frombits(0x7f7f7fff)
+)
+
+// Encode turns float32 activations, dim a token, into a record's values: one
+// of the float types rounded to nearest even, or int8 with the scale max|x|/127
+// of each token. What the type cannot hold is an error that names the place.
+func Encode(t dtype.Type, x []float32, dim int) (values []byte, scales []float32, err error) {
+	if dim < 1 || len(x)%dim != 0 {
+		return nil, nil, fmt.Errorf("activations: %d values are not rows of %d", len(x), dim)
+	}
+	if types[t] == 0 {
+		return nil, nil, fmt.Errorf("activations: values of type %q", t)
+	}
+	largest := float32(math.MaxFloat32)
+	switch t {
+	case dtype.Float16:
+		largest = largestFloat16
+	case dtype.BFloat16:
+		largest = largestBFloat16
+	}
+	for i, v := range x {
+		if !(v <= largest && v >= -largest) {
+			return nil, nil, fmt.Errorf("activations: token %d, channel %d is %g: outside %s", i/dim, i%dim, v, t)
+		}
+	}
+	values = make([]byte, 0, len(x)*t.Size())
+	if t != dtype.Int8 {
+		values, err = dtype.Encode(values, t, x)
+		return values, nil, err
+	}
+	scales = make([]float32, 0, len(x)/dim)
+	for row := x; len(row) > 0; row = row[dim:] {
+		var top float32
+		for _, v := range row[:dim] {
+			top = max(top, v, -v)
+		}
+		scale := top / 127
+		scales = append(scales, scale)
+		for _, v := range row[:dim] {
+			n := 0.0
+			if scale > 0 { // a scale of zero is a token of zeros, or of values under float32's smallest
+				n = math.RoundToEven(float64(v) / float64(scale))
+			}
+			values = append(values, byte(int8(max(-127, min(127, n)))))
+		}
+	}
+	return values, scales, nil
+}
+
+// Decode is a record's values as float32, Length·Dim of them.
+func (r *Record) Decode() ([]float32, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	x := make([]float32, r.Length*r.Dim)
+	if r.Type != dtype.Int8 {
+		return x, dtype.Decode(x, r.Type, r.Values)
+	}
+	for i, v := range r.Values {
+		x[i] = float32(int8(v)) * r.Scales[i/r.Dim]
+	}
+	return x, nil
+}
+
+// Topic is the Kafka topic of a run's layer.
+func Topic(run string, layer int) string { return fmt.Sprintf("%s.layer-%d", run, layer) }
+
+var runName = regexp.MustCompile(`^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,199}$`)
+
+// CheckRun says whether topics can be named after a run.
+func CheckRun(run string) error {
+	if run == "" {
+		return errors.New("the run has no name")
+	}
+	if !runName.MatchString(run) {
+		return fmt.Errorf("run name %q: want up to 200 letters, digits, dots, dashes and underscores, not beginning with a dot", run)
+	}
+	return nil
+}
+
+// Key is the Kafka message key of a sequence: eight bytes, big-endian, as
+// Kafka's own LongSerializer writes them.
+func Key(id int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }
+
+// Partition is the partition of n that holds a sequence.
+func Partition(id int64, n int) int { return int(id % int64(n)) }
+
+// MaxMessageBytes is what a topic's max.message.bytes must be at least for
+// records of this shape, one to a batch: values, scales, tokens of five bytes
+// each, and a kilobyte for the record's other fields and Kafka's own headers.
+func MaxMessageBytes(length, dim int, t dtype.Type) int {
+	n := length*dim*t.Size() + 5*length + 1024
+	if t == dtype.Int8 {
+		n += 4 * length
+	}
+	return n
+}

@@ -1,0 +1,260 @@
+package activation
+
+import (
+	"bytes"
+	"math"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/scavenge/scavenge/schemas/activation/activationpb"
+	"github.com/scavenge/scavenge/schemas/dtype"
+)
+
+var everyType = []dtype.Type{dtype.Float32, dtype.Float16, dtype.BFloat16, dtype.Int8}
+
+func values(n int) []float32 {
+	r := rand.New(rand.NewPCG(1, 2))
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64() * 3)
+	}
+	return x
+}
+
+func record(t testing.TB, typ dtype.Type, length, dim int) (*Record, []float32) {
+	t.Helper()
+	x := values(length * dim)
+	v, scales, err := Encode(typ, x, dim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Record{Teacher: strings.Repeat("a1", 32), TokenSet: strings.Repeat("b2", 32), Layer: 5, Epoch: 3, SequenceID: 7<<32 + 12,
+		Length: length, Dim: dim, Type: typ, Tokens: make([]int32, length), Values: v, Scales: scales}
+	for i := range r.Tokens {
+		r.Tokens[i] = int32(i * 7919 % 50304)
+	}
+	return r, x
+}
+
+func TestUnmarshalInvertsMarshal(t *testing.T) {
+	for _, typ := range everyType {
+		want, x := record(t, typ, 9, 16)
+		b, err := Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Unmarshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %+v\nwant %+v", typ, got, want)
+		}
+		if len(b) > MaxMessageBytes(9, 16, typ) {
+			t.Errorf("%s: %d bytes, over MaxMessageBytes %d", typ, len(b), MaxMessageBytes(9, 16, typ))
+		}
+		y, err := got.Decode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tolerance := map[dtype.Type]float64{dtype.Float32: 0, dtype.Float16: 1.0 / 2048, dtype.BFloat16: 1.0 / 256}
+		for i := range x {
+			bound := tolerance[typ]*math.Abs(float64(x[i])) + 1e-7
+			if typ == dtype.Int8 {
+				bound = float64(got.Scales[i/16]) * 0.5001
+			}
+			if d := math.Abs(float64(x[i] - y[i])); d > bound {
+				t.Fatalf("%s: value %d: %g came back as %g", typ, i, x[i], y[i])
+			}
+		}
+	}
+}
+
+// The hand-written wire code and Protobuf's generated code are one format.
+func TestGeneratedCodeReadsAndWritesTheSameRecord(t *testing.T) {
+	for _, typ := range everyType {
+		r, _ := record(t, typ, 5, 4)
+		b, err := Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m activationpb.Record
+		if err := proto.Unmarshal(b, &m); err != nil {
+			t.Fatal(err)
+		}
+		if m.Version != Version || m.Teacher != r.Teacher || m.TokenSet != r.TokenSet || m.Layer != 5 || m.Epoch != 3 || m.SequenceId != r.SequenceID ||
+			m.Length != 5 || m.Dim != 4 || m.Type != types[typ] || !slices.Equal(m.Tokens, r.Tokens) || !slices.Equal(m.Scales, r.Scales) || !bytes.Equal(m.Values, r.Values) {
+			t.Errorf("%s: generated code reads %v", typ, &m)
+		}
+		if len(m.ProtoReflect().GetUnknown()) != 0 {
+			t.Errorf("%s: fields unknown to the generated code", typ)
+		}
+		again, err := proto.MarshalOptions{Deterministic: true}.Marshal(&m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Unmarshal(again)
+		if err != nil || !reflect.DeepEqual(got, r) {
+			t.Errorf("%s: what generated code wrote reads as %+v, %v", typ, got, err)
+		}
+	}
+}
+
+func TestEveryFlippedBitIsSeen(t *testing.T) {
+	r, _ := record(t, dtype.Int8, 3, 4)
+	b, err := Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		for bit := range 8 {
+			bad := bytes.Clone(b)
+			bad[i] ^= 1 << bit
+			got, err := Unmarshal(bad)
+			// A fingerprint is compared by whoever knows the right one.
+			if err == nil && got.Teacher == r.Teacher && got.TokenSet == r.TokenSet {
+				t.Fatalf("byte %d bit %d flipped: read as %+v", i, bit, got)
+			}
+		}
+		if _, err := Unmarshal(b[:i]); err == nil {
+			t.Fatalf("%d of %d bytes were read", i, len(b))
+		}
+	}
+}
+
+func TestOtherVersionsAreRefused(t *testing.T) {
+	b, err := proto.Marshal(&activationpb.Record{Version: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unmarshal(b); err == nil || !strings.Contains(err.Error(), "version 2") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := Unmarshal(nil); err == nil {
+		t.Error("an empty message was read")
+	}
+}
+
+func TestEncodeRefusesWhatATypeCannotHold(t *testing.T) {
+	for _, typ := range everyType {
+		for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
+			x := make([]float32, 12)
+			x[7] = bad
+			if _, _, err := Encode(typ, x, 4); err == nil || !strings.Contains(err.Error(), "token 1, channel 3") {
+				t.Errorf("%s: %g gave %v", typ, bad, err)
+			}
+		}
+	}
+	x := []float32{-70000}
+	if _, _, err := Encode(dtype.Float16, x, 1); err == nil {
+		t.Error("70000 was encoded as float16")
+	}
+	if _, _, err := Encode(dtype.BFloat16, x, 1); err != nil {
+		t.Error(err)
+	}
+	for typ, edge := range map[dtype.Type]float32{dtype.Float16: largestFloat16, dtype.BFloat16: largestBFloat16} {
+		r := &Record{Length: 1, Dim: 1, Type: typ, Tokens: []int32{0}}
+		var err error
+		if r.Values, _, err = Encode(typ, []float32{edge}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if y, err := r.Decode(); err != nil || math.IsInf(float64(y[0]), 0) {
+			t.Errorf("%s: %g became %v, %v", typ, edge, y, err)
+		}
+		if _, _, err := Encode(typ, []float32{math.Nextafter32(edge, math.MaxFloat32)}, 1); err == nil {
+			t.Errorf("%s: the value after %g was taken", typ, edge)
+		}
+	}
+	if v, s, err := Encode(dtype.Int8, make([]float32, 4), 2); err != nil || !slices.Equal(v, make([]byte, 4)) || !slices.Equal(s, []float32{0, 0}) {
+		t.Errorf("zeros: %v %v %v", v, s, err)
+	}
+}
+
+func TestNamesAndPartitions(t *testing.T) {
+	if got := Topic("pythia-70m", 3); got != "pythia-70m.layer-3" {
+		t.Errorf("topic %s", got)
+	}
+	for run, ok := range map[string]bool{"a": true, "run_1.b-2": true, "": false, ".": false, "a b": false, "a/b": false, strings.Repeat("x", 201): false} {
+		if err := CheckRun(run); (err == nil) != ok {
+			t.Errorf("run %q: %v", run, err)
+		}
+	}
+	if got := Partition(3<<32+5, 4); got != 1 {
+		t.Errorf("partition %d", got)
+	}
+	if got := Key(258); !bytes.Equal(got, []byte{0, 0, 0, 0, 0, 0, 1, 2}) {
+		t.Errorf("key %v", got)
+	}
+}
+
+func BenchmarkMarshal(b *testing.B) {
+	r, _ := record(b, dtype.Float16, 1024, 512)
+	b.SetBytes(int64(len(r.Values)))
+	for b.Loop() {
+		if _, err := Marshal(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkUnmarshal(b *testing.B) {
+	r, _ := record(b, dtype.Float16, 1024, 512)
+	data, err := Marshal(r)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(r.Values)))
+	for b.Loop() {
+		if _, err := Unmarshal(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEncodeFloat16(b *testing.B) {
+	x := values(1024 * 512)
+	b.SetBytes(int64(2 * len(x)))
+	for b.Loop() {
+		if _, _, err := Encode(dtype.Float16, x, 512); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// FuzzUnmarshal: bytes from anywhere are an error or a whole record that is
+// written and read again unchanged.
+func FuzzUnmarshal(f *testing.F) {
+	for _, typ := range everyType {
+		r, _ := record(f, typ, 2, 3)
+		b, err := Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := Unmarshal(data)
+		if err != nil {
+			if strings.Contains(err.Error(), "\n") {
+				t.Fatalf("error of several lines: %q", err)
+			}
+			return
+		}
+		if _, err := r.Decode(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := Unmarshal(b)
+		if err != nil || !reflect.DeepEqual(again, r) {
+			t.Fatalf("written and read again: %+v, %v; was %+v", again, err, r)
+		}
+	})
+}
