@@ -15,11 +15,14 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/apache/beam/sdks/v2/go/pkg/beam"
+	"github.com/apache/beam/sdks/v2/go/pkg/beam/core/runtime/harness"
+	"github.com/apache/beam/sdks/v2/go/pkg/beam/core/util/hooks"
 	beamlog "github.com/apache/beam/sdks/v2/go/pkg/beam/log"
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/options/jobopts"
 
@@ -71,9 +74,12 @@ func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transfo
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	r.quiet()
 	if !beam.Initialized() {
 		beam.Init()
+	}
+	r.quiet()
+	if *jobopts.WorkerBinary == "" && runtime.GOOS == "linux" {
+		*jobopts.WorkerBinary, _ = os.Executable() // without it the SDK compiles one, which takes minutes
 	}
 	// The SDK panics on a deadline, so it only ever sees a cancellation.
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -139,17 +145,24 @@ func innermost(text string) string {
 	return strings.Join(strings.Fields(text), " ")
 }
 
-// quiet silences Beam's and Prism's log, unless it is asked for. Prism logs
-// through slog's default, which would take the log package's output along.
+// stdLog is the log package's output before Beam leads it through slog.
+var stdLog, stdLogFlags = log.Writer(), log.Flags()
+
+// quiet silences Beam's and Prism's log, unless it is asked for; other users
+// of the log package keep their output. Workers in this process would send
+// their log to the runner, which prints it: that is turned off as well.
+// Workers elsewhere log as their runner wants.
 func (r Runner) quiet() {
 	if r.Verbose {
 		return
 	}
-	out, flags := log.Writer(), log.Flags()
 	slog.SetDefault(slog.New(slog.DiscardHandler))
-	log.SetOutput(out)
-	log.SetFlags(flags)
+	log.SetOutput(stdLog)
+	log.SetFlags(stdLogFlags)
 	beamlog.SetLogger(silent{})
+	if jobopts.IsLoopback() || *jobopts.Endpoint == "" {
+		hooks.DisableHook(harness.DefaultRemoteLoggingHook)
+	}
 }
 
 type silent struct{}

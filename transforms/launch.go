@@ -45,10 +45,12 @@ func NewLaunch(ctx context.Context) *Launch {
 // Close ends the launch: after a cancellation it waits until the DoFns in this
 // process have cleaned up.
 func (l *Launch) Close() {
-	launches.Delete(l.ID)
 	if l.ctx.Err() == nil {
+		launches.Delete(l.ID)
 		return
 	}
+	// A cancelled launch stays known: a runner in this process may still
+	// begin tasks of it, which have to end at once.
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.running > 0 {

@@ -77,6 +77,7 @@ type Manifest struct {
 	Validation float64           `json:"validation"` // share of those that went to the validation split
 	Splits     map[Split]*Counts `json:"splits"`
 	Inputs     []Input           `json:"inputs"`
+	Replaced   int64             `json:"replaced,omitempty"` // invalid parts of UTF-8 in the inputs, each read as U+FFFD
 }
 
 // ParseManifest reads and checks a manifest.json.
