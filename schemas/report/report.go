@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
-	"os"
+	"io"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/scavenge/scavenge/schemas/durable"
 )
 
 // Run is what a whole experiment found.
@@ -84,8 +86,8 @@ func (r Run) Ratio(i int, s Evaluation) string {
 	return fmt.Sprintf("%.2f×", s.Perplexity/r.Models[0].Scores[i].Perplexity)
 }
 
-// Save writes report.json and report.html into a folder, each under a
-// temporary name first.
+// Save writes report.json, report.html and the curves as SVG files into a
+// folder.
 func (r Run) Save(dir string) error {
 	for i, m := range r.Models {
 		if len(m.Scores) != len(r.Sets) {
@@ -100,21 +102,17 @@ func (r Run) Save(dir string) error {
 	if err := r.html(&page); err != nil {
 		return err
 	}
-	for name, text := range map[string]string{"report.json": string(data) + "\n", "report.html": page.String()} {
-		tmp := filepath.Join(dir, "."+name+".tmp")
-		if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
-			return err
-		}
-		if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+	files := map[string][]byte{"report.json": append(data, '\n'), "report.html": []byte(page.String())}
+	for _, c := range r.Curves {
+		if files[c.File()], err = c.SVG(); err != nil {
 			return err
 		}
 	}
-	for _, c := range r.Curves {
-		svg, err := c.SVG()
-		if err != nil {
+	for name, content := range files {
+		if err := durable.WriteFile(filepath.Join(dir, name), func(w io.Writer) error {
+			_, err := w.Write(content)
 			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, c.File()), svg, 0o644); err != nil {
+		}); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,5 @@
+//go:build cuda
+
+package devices
+
+import _ "github.com/scavenge/scavenge/gpu/cuda"
