@@ -1,0 +1,459 @@
+package enginetest
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"testing"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+)
+
+// slope compares gradients with finite differences: for each trained weight w,
+// L(w⁺) − L(w⁻) with g·(w⁺ − w⁻), where w± are Epsilon away along the gradient
+// plus as much of a random direction. The part along the gradient gives the
+// difference its size, and makes whatever does not belong in the gradient show
+// as a slope that is missing.
+func (s suite) slope(t *testing.T, e gpu.Engine, m *checkpoint.Model, st gpu.Step, what string) {
+	t.Helper()
+	open := s.model(t, e, m)
+	_, grads := gradients(t, open, st)
+	open.Close()
+	r := source(77)
+	for name, g := range grads {
+		d, gg, rr := make([]float64, len(g)), 0.0, 0.0
+		for i, v := range g {
+			d[i] = r.NormFloat64()
+			gg += float64(v) * float64(v)
+			rr += d[i] * d[i]
+		}
+		for i, v := range g {
+			d[i] = d[i]/math.Sqrt(rr) + float64(v)/math.Max(math.Sqrt(gg), 1e-30)
+		}
+		moved := func(sign float64) ([]float32, float64) {
+			w := append([]float32(nil), m.Weights[name]...)
+			for i := range w {
+				w[i] += float32(sign * s.tol.Epsilon * d[i])
+			}
+			c := &checkpoint.Model{Config: m.Config, Weights: maps.Clone(m.Weights)}
+			c.Weights[name] = w
+			open := s.model(t, e, c)
+			defer open.Close()
+			r, _ := gradients(t, open, st)
+			return w, r.Loss
+		}
+		up, high := moved(1)
+		down, low := moved(-1)
+		want := 0.0
+		for i, v := range g {
+			want += float64(v) * (float64(up[i]) - float64(down[i]))
+		}
+		got := high - low
+		// a gradient of 0.1 is about the least that a difference of losses resolves
+		if math.Abs(got-want) > s.tol.Slope*math.Max(math.Abs(want), 0.2*s.tol.Epsilon) {
+			t.Errorf("%s: %s: the loss rises by %.6g, the gradient says %.6g", what, name, got, want)
+		}
+	}
+}
+
+func (s suite) slopes(t *testing.T) {
+	e := s.engine(t)
+	teacher, student := random(teacherConfig(), 1), random(studentConfig(), 2)
+	b := batch(student.Config, 2, 21, 3)
+	s.slope(t, e, teacher, gpu.Step{Batch: b, Objective: gpu.CrossEntropy}, "attention")
+	open := s.model(t, e, teacher)
+	for name, st := range objectives(student.Config, b, open) {
+		s.slope(t, e, student, st, name)
+	}
+	soft := gpu.Step{Batch: b, Objective: gpu.SoftTargets, Teacher: open, Temperature: 1.5, SoftWeight: 0.3}
+	s.slope(t, e, random(teacherConfig(), 4), soft, "attention, soft targets")
+}
+
+// lengths checks that what a model says of a sequence's start does not depend
+// on how far the sequence goes on, for every length up to the context, and that
+// gradients are right at the lengths around a tile's edge.
+func (s suite) lengths(t *testing.T) {
+	e := s.engine(t)
+	check := func(c checkpoint.Config, lengths []int) {
+		m := s.model(t, e, random(c, 5))
+		defer m.Close()
+		full := batch(c, 2, c.Context, 6)
+		last := c.Layers - 1
+		want := hidden(t, m, full, last)[0]
+		for _, l := range lengths {
+			short := gpu.Batch{Rows: 2, Length: l}
+			for row := range 2 {
+				short.Tokens = append(short.Tokens, full.Tokens[row*c.Context:row*c.Context+l]...)
+			}
+			h := hidden(t, m, short, last)[0]
+			for row := range 2 {
+				near(t, fmt.Sprintf("%s, length %d of %d, row %d", c.Architecture, l, c.Context, row),
+					h[row*l*c.Dim:(row+1)*l*c.Dim], want[row*c.Context*c.Dim:][:l*c.Dim], s.tol.Output)
+			}
+		}
+	}
+	var every []int
+	for l := range studentConfig().Context {
+		every = append(every, l+1)
+	}
+	for _, c := range []checkpoint.Config{teacherConfig(), studentConfig()} {
+		check(c, every)
+		c.Layers, c.Context = 1, 1040
+		check(c, []int{127, 1000, 1023, 1025, 1039})
+	}
+	for _, l := range []int{1, 2, 3, 15, 16, 17, 37} {
+		c := studentConfig()
+		b := batch(c, 1, l, uint64(l))
+		s.slope(t, e, random(c, 7), gpu.Step{Batch: b, Objective: gpu.JointMSE, Targets: []gpu.Target{target(c, b, c.Layers-1, 8)}}, fmt.Sprintf("hyena, length %d", l))
+		c = teacherConfig()
+		s.slope(t, e, random(c, 7), gpu.Step{Batch: b, Objective: gpu.JointMSE, Targets: []gpu.Target{target(c, b, c.Layers-1, 8)}}, fmt.Sprintf("attention, length %d", l))
+	}
+	for _, c := range []checkpoint.Config{teacherConfig(), studentConfig()} {
+		c.Layers, c.Context = 1, 257
+		b := batch(c, 1, 257, 9)
+		s.slope(t, e, random(c, 10), gpu.Step{Batch: b, Objective: gpu.CrossEntropy}, c.Architecture+", length 257")
+	}
+}
+
+// rows checks batches of several sizes: a mean over rows of equal weight has
+// the mean of the rows' losses and gradients.
+func (s suite) rows(t *testing.T) {
+	e := s.engine(t)
+	for _, c := range []checkpoint.Config{teacherConfig(), studentConfig()} {
+		m := s.model(t, e, random(c, 11))
+		for _, n := range []int{2, 5, 7, 60} {
+			b := batch(c, n, 19, 12)
+			r, got := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.CrossEntropy})
+			loss, mean := 0.0, map[string][]float64{}
+			for row := range n {
+				one := gpu.Batch{Rows: 1, Length: 19, Tokens: b.Tokens[row*19 : (row+1)*19]}
+				r, g := gradients(t, m, gpu.Step{Batch: one, Objective: gpu.CrossEntropy})
+				loss += r.Loss / float64(n)
+				for name, v := range g {
+					if mean[name] == nil {
+						mean[name] = make([]float64, len(v))
+					}
+					for i, x := range v {
+						mean[name][i] += float64(x) / float64(n)
+					}
+				}
+			}
+			if math.Abs(loss-r.Loss) > s.tol.Output*loss {
+				t.Errorf("%s, %d rows: loss %.8g, the rows' mean is %.8g", c.Architecture, n, r.Loss, loss)
+			}
+			for name, v := range mean {
+				want := make([]float32, len(v))
+				for i, x := range v {
+					want[i] = float32(x)
+				}
+				near(t, fmt.Sprintf("%s, %d rows: %s", c.Architecture, n, name), got[name], want, s.tol.Gradient)
+			}
+		}
+		m.Close()
+	}
+}
+
+// frozenPrefix checks that training one block above a frozen prefix gives it
+// the gradients that the whole graph gives it.
+func (s suite) frozenPrefix(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	m := s.model(t, e, random(c, 13))
+	b := batch(c, 3, 30, 14)
+	for i := range c.Layers {
+		g := target(c, b, i, 15)
+		_, alone := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: i, Targets: []gpu.Target{g}})
+		_, whole := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.JointMSE, Targets: []gpu.Target{g}})
+		for name, v := range alone {
+			near(t, fmt.Sprintf("layer %d: %s", i, name), v, whole[name], s.tol.Gradient/10)
+		}
+	}
+}
+
+func (s suite) jointSum(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	m := s.model(t, e, random(c, 16))
+	b := batch(c, 2, 24, 17)
+	var targets []gpu.Target
+	sum := 0.0
+	for i := range c.Layers {
+		targets = append(targets, target(c, b, i, uint64(18+i)))
+		r, _ := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: i, Targets: targets[i:]})
+		sum += r.Loss
+	}
+	r, _ := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.JointMSE, Targets: targets})
+	if math.Abs(r.Loss-sum) > 1e-6*sum && math.Abs(r.Loss-sum) > s.tol.Output/10*sum {
+		t.Errorf("joint loss %.9g, the layers' sum is %.9g", r.Loss, sum)
+	}
+}
+
+func (s suite) softMix(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	m, teacher := s.model(t, e, random(c, 19)), s.model(t, e, random(teacherConfig(), 20))
+	soft := gpu.Step{Batch: batch(c, 2, 25, 21), Objective: gpu.SoftTargets, Teacher: teacher, Temperature: 3}
+	loss := map[float64]float64{}
+	for _, w := range []float64{0, 0.25, 1} {
+		soft.SoftWeight = w
+		r, _ := gradients(t, m, soft)
+		loss[w] = r.Loss
+	}
+	if want := 0.75*loss[0] + 0.25*loss[1]; math.Abs(loss[0.25]-want) > s.tol.Output*want {
+		t.Errorf("weight 0.25: loss %.8g, a quarter of the way from %.8g to %.8g is %.8g", loss[0.25], loss[0], loss[1], want)
+	}
+	hard, _ := gradients(t, m, gpu.Step{Batch: soft.Batch, Objective: gpu.CrossEntropy})
+	if math.Abs(loss[0]-hard.Loss) > s.tol.Output*hard.Loss {
+		t.Errorf("weight 0: loss %.8g, the cross entropy is %.8g", loss[0], hard.Loss)
+	}
+	// the divergence of a model from a twin is nothing
+	twin := s.model(t, e, random(c, 19))
+	soft.Teacher, soft.SoftWeight = twin, 1
+	if r, _ := gradients(t, m, soft); math.Abs(r.Loss) > s.tol.Output {
+		t.Errorf("the divergence from a twin is %g", r.Loss)
+	}
+}
+
+// moves checks that a step changes the weights of Step.Trains and no others.
+func (s suite) moves(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	b := batch(c, 2, 20, 22)
+	before := random(c, 23)
+	for name, st := range objectives(c, b, s.model(t, e, random(teacherConfig(), 24))) {
+		m := s.model(t, e, before)
+		step(t, m, st)
+		o, err := m.Optimizer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := weights(t, m)
+		for _, spec := range c.Specs() {
+			moved := false
+			for i, v := range after[spec.Name] {
+				moved = moved || v != before.Weights[spec.Name][i]
+			}
+			if moved != st.Trains(spec) {
+				t.Errorf("%s: %s moved: %v, want %v", name, spec.Name, moved, st.Trains(spec))
+			}
+			if trained := o.Steps[spec.Name] == 1; trained != st.Trains(spec) || len(o.Steps) != len(o.Mean) || len(o.Mean) != len(o.Variance) {
+				t.Errorf("%s: the optimiser counts %d steps of %s", name, o.Steps[spec.Name], spec.Name)
+			}
+		}
+		m.Close()
+	}
+}
+
+// resume checks that stopping, copying weights and optimiser state out and
+// into a new engine, and going on gives the bits of not stopping, across a
+// change of layer.
+func (s suite) resume(t *testing.T) {
+	c := studentConfig()
+	b := batch(c, 3, 31, 25)
+	run := func(stop int) (map[string][]float32, []float64) {
+		e := s.engine(t)
+		m, teacher := s.model(t, e, random(c, 26)), s.model(t, e, random(teacherConfig(), 27))
+		var losses []float64
+		for i := range 8 {
+			if i == stop {
+				w, err := m.Model()
+				if err != nil {
+					t.Fatal(err)
+				}
+				o, err := m.Optimizer()
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.Close()
+				e = s.engine(t)
+				m, teacher = s.model(t, e, w), s.model(t, e, random(teacherConfig(), 27))
+				if err := m.Restore(o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			kinds := objectives(c, b, teacher)
+			st := kinds[[]string{"layer-mse-0", "layer-mse-0", "layer-mse-1", "layer-mse-1", "joint-mse", "cross-entropy", "cross-entropy", "soft-targets"}[i]]
+			losses = append(losses, step(t, m, st).Loss)
+		}
+		return weights(t, m), losses
+	}
+	want, losses := run(-1)
+	for _, stop := range []int{1, 3, 6} {
+		got, l := run(stop)
+		for i := range l {
+			if l[i] != losses[i] {
+				t.Errorf("stopped before step %d: loss %d is %.17g, want %.17g", stop, i, l[i], losses[i])
+			}
+		}
+		sameWeights(t, fmt.Sprintf("stopped before step %d", stop), got, want)
+	}
+}
+
+func (s suite) sameBits(t *testing.T) {
+	for _, c := range []checkpoint.Config{teacherConfig(), studentConfig()} {
+		b := batch(c, 5, 33, 28)
+		run := func() (map[string][]float32, map[string][]float32) {
+			e := s.engine(t)
+			m, teacher := s.model(t, e, random(c, 29)), s.model(t, e, random(teacherConfig(), 30))
+			kinds := objectives(c, b, teacher)
+			for _, k := range []string{"joint-mse", "cross-entropy", "soft-targets", "joint-mse"} {
+				step(t, m, kinds[k])
+			}
+			_, g := gradients(t, m, kinds["joint-mse"])
+			return weights(t, m), g
+		}
+		want, wantG := run()
+		for range 3 {
+			got, g := run()
+			sameWeights(t, c.Architecture+" weights", got, want)
+			sameWeights(t, c.Architecture+" gradients", g, wantG)
+		}
+	}
+}
+
+func (s suite) clipping(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	st := gpu.Step{Batch: batch(c, 2, 20, 31), Objective: gpu.CrossEntropy, Rate: 1e-3}
+	for _, share := range []float64{0.25, 4} {
+		free := s.model(t, e, random(c, 32))
+		r, _ := gradients(t, free, st)
+		free.Close()
+		o := gpu.PaperAdamW()
+		o.Clip = share * r.Norm
+		m, err := e.Open(random(c, 32), gpu.Options{Precision: s.tol.Precision, Train: true, Optimizer: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := step(t, m, st); got.Norm != r.Norm {
+			t.Errorf("the norm before clipping is %g, with clipping %g", r.Norm, got.Norm)
+		}
+		state, err := m.Optimizer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		square := 0.0
+		for _, v := range state.Mean {
+			for _, x := range v {
+				square += float64(x) * float64(x)
+			}
+		}
+		// after one step the mean is (1 − β₁) of the clipped gradient
+		if got, want := math.Sqrt(square)/(1-o.Beta1), min(o.Clip, r.Norm); math.Abs(got-want) > 1e-4*want {
+			t.Errorf("bound %g on a norm of %g: the optimiser saw %g", o.Clip, r.Norm, got)
+		}
+		m.Close()
+	}
+}
+
+// updates checks each of several steps against AdamW's equations in float64,
+// from the gradients that the engine itself gives: training curves part sooner
+// or later by rounding alone, single updates do not.
+func (s suite) updates(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	b := batch(c, 2, 26, 53)
+	m, teacher := s.model(t, e, random(c, 54)), s.model(t, e, random(teacherConfig(), 55))
+	kinds := objectives(c, b, teacher)
+	o := gpu.PaperAdamW()
+	mean, variance, steps := map[string][]float64{}, map[string][]float64{}, map[string]int{}
+	for i, kind := range []string{"layer-mse-1", "layer-mse-1", "joint-mse", "cross-entropy", "soft-targets", "cross-entropy"} {
+		st := kinds[kind]
+		st.Rate = 1e-3 / float64(i+1)
+		before := weights(t, m)
+		_, grads := gradients(t, m, st)
+		step(t, m, st)
+		after := weights(t, m)
+		for _, spec := range c.Specs() {
+			g, ok := grads[spec.Name]
+			if !ok {
+				same(t, kind+" leaves "+spec.Name, after[spec.Name], before[spec.Name])
+				continue
+			}
+			if mean[spec.Name] == nil {
+				mean[spec.Name], variance[spec.Name] = make([]float64, len(g)), make([]float64, len(g))
+			}
+			steps[spec.Name]++
+			n := float64(steps[spec.Name])
+			got, want := make([]float32, len(g)), make([]float32, len(g)) // the updates
+			for j, v := range g {
+				m, q := &mean[spec.Name][j], &variance[spec.Name][j]
+				*m = o.Beta1**m + (1-o.Beta1)*float64(v)
+				*q = o.Beta2**q + (1-o.Beta2)*float64(v)*float64(v)
+				w := float64(before[spec.Name][j])
+				next := w
+				if spec.Decays() {
+					next -= st.Rate * o.Decay * w
+				}
+				next -= st.Rate / (1 - math.Pow(o.Beta1, n)) * *m / (math.Sqrt(*q/(1-math.Pow(o.Beta2, n))) + o.Eps)
+				got[j], want[j] = after[spec.Name][j]-before[spec.Name][j], float32(next-w)
+			}
+			// weights of about 1 are rounded by 6e-8, updates are about the rate
+			near(t, fmt.Sprintf("step %d, %s: update of %s", i, kind, spec.Name), got, want, 2e-3)
+		}
+	}
+}
+
+// decay checks decoupled weight decay where there is nothing else: rows of the
+// token embedding that no token uses have no gradient, and shrink by rate · decay.
+func (s suite) decay(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	m := random(c, 33)
+	b := gpu.Batch{Rows: 1, Length: 8, Tokens: []int32{1, 2, 3, 4, 5, 6, 7, 8}}
+	g := s.model(t, e, m)
+	step(t, g, gpu.Step{Batch: b, Objective: gpu.CrossEntropy, Rate: 0.01})
+	before, after := m.Weights[checkpoint.EmbedIn][9*c.Dim:], weights(t, g)[checkpoint.EmbedIn][9*c.Dim:]
+	want := make([]float32, len(before))
+	for i, v := range before {
+		want[i] = float32(float64(v) * (1 - 0.01*0.1))
+	}
+	near(t, "unused rows", after, want, 1e-6)
+}
+
+func (s suite) notFinite(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	bad := random(c, 34)
+	bad.Weights[checkpoint.Block(1)+"mlp.dense_h_to_4h.bias"][3] = float32(math.NaN())
+	m := s.model(t, e, bad)
+	b := batch(c, 2, 12, 35)
+	for name, st := range objectives(c, b, s.model(t, e, random(teacherConfig(), 36))) {
+		if name == "layer-mse-0" { // is below the bad block
+			continue
+		}
+		if r := step(t, m, st); !math.IsNaN(r.Loss) && !math.IsInf(r.Loss, 0) {
+			t.Errorf("%s: loss is %g", name, r.Loss)
+		}
+	}
+	sameWeights(t, "after losses that are not finite", weights(t, m), bad.Weights)
+	if o, err := m.Optimizer(); err != nil || len(o.Steps) != 0 {
+		t.Errorf("the optimiser counts steps: %v, %v", o.Steps, err)
+	}
+}
+
+func (s suite) memory(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	m, teacher := s.model(t, e, random(c, 37)), s.model(t, e, random(teacherConfig(), 38))
+	kinds := objectives(c, batch(c, 4, 32, 39), teacher)
+	round := func() int64 {
+		for _, name := range []string{"layer-mse-0", "layer-mse-1", "layer-mse-2", "joint-mse", "cross-entropy", "soft-targets"} {
+			step(t, m, kinds[name])
+		}
+		used, _ := e.Memory()
+		return used
+	}
+	round()
+	first := round()
+	for range 20 {
+		round()
+	}
+	if last := round(); last > first {
+		t.Errorf("memory grew from %d to %d bytes over 20 rounds", first, last)
+	}
+	if e.Device() == "" {
+		t.Error("the device has no name")
+	}
+}
