@@ -55,6 +55,8 @@ func testSet(t testing.TB, rows ...int64) string {
 	return dir
 }
 
+func testTeacher(t testing.TB) *checkpoint.Model { return spread(random(t, teacherConfig(), 5)) }
+
 // saved writes a model to a folder of the test.
 func saved(t testing.TB, m *checkpoint.Model) string {
 	t.Helper()
@@ -126,7 +128,7 @@ type trainer struct {
 // trainers are all kinds of training over one token set.
 func trainers(t testing.TB, set string) []trainer {
 	t.Helper()
-	teacher := saved(t, spread(random(t, teacherConfig(), 5)))
+	teacher := saved(t, testTeacher(t))
 	student := saved(t, spread(random(t, studentConfig(), 6)))
 	run := func(device, dir string, change func(*Run)) Run {
 		r := Run{Dataset: set, Dir: dir, Device: device, Seed: 4, Batch: 3, Steps: 6, SaveEvery: 4, Quiet: true}

@@ -64,12 +64,13 @@ func TestResumeAfterKillIsBitIdentical(t *testing.T) {
 	set := testSet(t, 5, 3) // 8 sequences: batches of 3 reach over epochs and shards
 	for _, tr := range trainers(t, set) {
 		t.Run(tr.name, func(t *testing.T) {
+			t.Parallel()
 			whole := t.TempDir()
 			if _, err := tr.train(context.Background(), "cpu", whole, nil); err != nil {
 				t.Fatal(err)
 			}
 			want := endOf(t, whole)
-			for _, at := range []int64{1, 2, 5, tr.steps - 1, tr.steps} {
+			for _, at := range []int64{1, 5, tr.steps} {
 				// Ctrl-C in step at: a checkpoint of that step is written
 				dir := t.TempDir()
 				ctx, cancel := context.WithCancel(context.Background())
@@ -119,7 +120,7 @@ func TestTrainingLowersTheLoss(t *testing.T) {
 	set := testSet(t, 8)
 	for _, tr := range trainers(t, set) {
 		dir := t.TempDir()
-		s, err := tr.train(context.Background(), "cpu", dir, func(r *Run) { r.Steps, r.Rate.Peak, r.Rate.Warmup, r.Rate.Decay = 30, 3e-3, 2, 30 })
+		s, err := tr.train(context.Background(), "cpu", dir, func(r *Run) { r.Steps, r.Rate.Peak, r.Rate.Warmup, r.Rate.Decay = 16, 4e-3, 1, 16 })
 		if err != nil {
 			t.Fatalf("%s: %v", tr.name, err)
 		}
@@ -127,7 +128,7 @@ func TestTrainingLowersTheLoss(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if first, last := lines[0].Loss, lines[29].Loss; !(last < 0.97*first) {
+		if first, last := lines[0].Loss, lines[15].Loss; !(last < 0.97*first) {
 			t.Errorf("%s: loss %g at the first step, %g at the stage's last", tr.name, first, last)
 		}
 		if want := int64(len(lines)) * 3 * testLength; s.Tokens != want || s.Steps != int64(len(lines)) || !(s.Seconds > 0) {

@@ -1,0 +1,112 @@
+package trainers
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// outputs runs a command with its output caught.
+func outputs(t *testing.T, args []string, flags func(*flag.FlagSet), run func(context.Context) (fmt.Stringer, error)) (code int, out, errs string) {
+	t.Helper()
+	stdout, stderr := os.Stdout, os.Stderr
+	defer func() { os.Stdout, os.Stderr = stdout, stderr }()
+	var files [2]*os.File
+	for i := range files {
+		f, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	os.Stdout, os.Stderr = files[0], files[1]
+	code = command("test: says things", flags, run, args)
+	var text [2]string
+	for i, f := range files {
+		f.Seek(0, io.SeekStart)
+		b, _ := io.ReadAll(f)
+		text[i] = string(b)
+	}
+	return code, text[0], text[1]
+}
+
+func TestCommandTurnsErrorsIntoOneLineAndAnExitStatus(t *testing.T) {
+	none := func(*flag.FlagSet) {}
+	ok := func(context.Context) (fmt.Stringer, error) { return Summary{Steps: 3}, nil }
+	for _, c := range []struct {
+		args      []string
+		run       func(context.Context) (fmt.Stringer, error)
+		code      int
+		out, errs string
+	}{
+		{nil, ok, 0, "trained: 3 steps", ""},
+		{nil, func(context.Context) (fmt.Stringer, error) {
+			return nil, errors.Join(errors.New("one"), errors.New("two"))
+		}, 1, "", "test: one; two\n"},
+		{[]string{"--none"}, ok, 2, "", "flag provided but not defined: -none"},
+		{[]string{"stray"}, ok, 2, "", `test: argument "stray" is not a flag`},
+		{[]string{"-h"}, ok, 0, "", "test: says things"},
+		{nil, func(ctx context.Context) (fmt.Stringer, error) {
+			syscall.Kill(os.Getpid(), syscall.SIGTERM)
+			<-ctx.Done()
+			return nil, fmt.Errorf("stopped after step 2: %w", ctx.Err())
+		}, 130, "", "test: stopped after step 2: context canceled\n"},
+	} {
+		code, out, errs := outputs(t, c.args, none, c.run)
+		if code != c.code || !strings.HasPrefix(out, c.out) || !strings.HasPrefix(errs, c.errs) {
+			t.Errorf("%v: status %d, output %q, errors %q; want %d, %q, %q", c.args, code, out, errs, c.code, c.out, c.errs)
+		}
+	}
+}
+
+func TestCommandsTrainAndEvaluateFromFlags(t *testing.T) {
+	dir := testSet(t, 8)
+	teacher, runs := saved(t, testTeacher(t)), t.TempDir()
+	distilled, tuned, fresh := filepath.Join(runs, "a"), filepath.Join(runs, "b"), filepath.Join(runs, "c")
+	small := []string{"--dataset", dir, "--batch", "2", "--quiet"}
+	var d DistillOptions
+	var f FinetuneOptions
+	var p PretrainOptions
+	var e EvaluateOptions
+	for _, c := range []struct {
+		flags func(*flag.FlagSet)
+		run   func(context.Context) (fmt.Stringer, error)
+		args  []string
+		want  string
+	}{
+		{d.Flags, func(ctx context.Context) (fmt.Stringer, error) { return Distill(ctx, d) },
+			append(small, "--teacher", teacher, "--source", "inline", "--schedule", "joint", "--init", "attention", "--steps-per-layer", "3", "--run", distilled), "trained: 3 steps, 72 tokens"},
+		{f.Flags, func(ctx context.Context) (fmt.Stringer, error) { return Finetune(ctx, f) },
+			append(small, "--student", distilled, "--epochs", "1", "--run", tuned), "trained: 4 steps, 96 tokens"},
+		{p.Flags, func(ctx context.Context) (fmt.Stringer, error) { return Pretrain(ctx, p) },
+			append(small, "--dim", "16", "--layers", "1", "--mixer", "attention", "--heads", "2", "--steps", "2", "--run", fresh), "trained: 2 steps, 48 tokens"},
+		{e.Flags, func(ctx context.Context) (fmt.Stringer, error) { return Evaluate(ctx, e) },
+			append(small, "--model", tuned), "tokens scored  44 in 4 windows of up to 12 tokens"},
+	} {
+		code, out, errs := outputs(t, slices.Clone(c.args), c.flags, c.run)
+		if code != 0 || errs != "" || !strings.HasPrefix(out, c.want) {
+			t.Errorf("%v: status %d, output %q, errors %q; want %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+func TestBrokersFlagWantsAddresses(t *testing.T) {
+	var a addresses
+	if err := a.Set("kafka-1:9092, kafka-2:9092"); err != nil || a.String() != "kafka-1:9092,kafka-2:9092" {
+		t.Errorf("%v: %v", a, err)
+	}
+	for _, bad := range []string{"", "kafka", ":9092", "kafka:", "kafka:9092,"} {
+		if err := a.Set(bad); err == nil {
+			t.Errorf("%q is no error", bad)
+		}
+	}
+}

@@ -1,0 +1,519 @@
+package trainers
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/activation"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/dtype"
+	"github.com/scavenge/scavenge/schemas/tokenset"
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// testBroker is a Kafka broker with its log on disk, which survives stop and start.
+type testBroker struct {
+	cluster *kfake.Cluster
+	dir     string
+	port    int
+}
+
+func startBroker(t testing.TB) *testBroker {
+	t.Helper()
+	b := &testBroker{dir: t.TempDir()}
+	b.start(t)
+	_, port, _ := net.SplitHostPort(b.addr())
+	b.port, _ = strconv.Atoi(port)
+	t.Cleanup(func() { b.cluster.Close() })
+	return b
+}
+
+func (b *testBroker) start(t testing.TB) {
+	t.Helper()
+	var err error
+	for range 50 { // the port may need a moment to be free again
+		if b.cluster, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(b.port), kfake.DataDir(b.dir)); err == nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal(err)
+}
+
+func (b *testBroker) addr() string { return b.cluster.ListenAddrs()[0] }
+
+// producer writes what pipelines/teach writes: for each layer a topic whose
+// partitions hold the canonical order's records.
+type producer struct {
+	broker     *testBroker
+	set        *tokenset.Set
+	teacher    *checkpoint.Model
+	run        string
+	partitions int
+	from, to   int64 // epochs
+	kind       dtype.Type
+	// change may alter a layer's records of a partition before they are written
+	change func(layer, partition int, list []*activation.Record) []*activation.Record
+	flip   bool // a byte of the second epoch's messages
+}
+
+func newProducer(t testing.TB, b *testBroker, dir string) *producer {
+	t.Helper()
+	set, err := tokenset.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &producer{broker: b, set: set, teacher: testTeacher(t), run: strings.ReplaceAll(t.Name(), "/", "-"), partitions: 2, to: 2, kind: dtype.Float16}
+}
+
+// records are those of all layers, by layer and partition.
+func (p *producer) records(t testing.TB) [][][]*activation.Record {
+	t.Helper()
+	e, err := gpu.Open("cpu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	m, err := e.Open(p.teacher, gpu.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	c := p.teacher.Config
+	list := make([][][]*activation.Record, c.Layers)
+	for layer := range list {
+		list[layer] = make([][]*activation.Record, p.partitions)
+	}
+	for epoch := p.from; epoch < p.to; epoch++ {
+		for _, id := range p.set.Order(tokenset.Train, 4, epoch) {
+			tokens, err := p.set.Sequence(tokenset.Train, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hidden, err := m.Hidden(gpu.Batch{Rows: 1, Length: len(tokens), Tokens: tokens}, []int{0, 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for layer := range list {
+				r := &activation.Record{Teacher: p.teacher.Fingerprint(), TokenSet: p.set.Fingerprint(), Layer: layer, Epoch: int(epoch), SequenceID: id,
+					Length: len(tokens), Dim: c.Dim, Type: p.kind, Tokens: slices.Clone(tokens)}
+				if r.Values, r.Scales, err = activation.Encode(p.kind, hidden[layer], c.Dim); err != nil {
+					t.Fatal(err)
+				}
+				at := activation.Partition(id, p.partitions)
+				list[layer][at] = append(list[layer][at], r)
+			}
+		}
+	}
+	return list
+}
+
+// write makes the topics where they are not there yet and writes all records.
+func (p *producer) write(t testing.TB) {
+	t.Helper()
+	ctx := context.Background()
+	transport := &kafka.Transport{} // its own: connections to a broker that was stopped are of no use
+	defer transport.CloseIdleConnections()
+	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr()), Timeout: 5 * time.Second, Transport: transport}
+	for layer, partitions := range p.records(t) {
+		topic := activation.Topic(p.run, layer)
+		r, err := client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1}}})
+		if err == nil {
+			err = r.Errors[topic]
+		}
+		if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
+			t.Fatal(err)
+		}
+		for number, list := range partitions {
+			if p.change != nil {
+				list = p.change(layer, number, list)
+			}
+			var rs []kafka.Record
+			for _, r := range list {
+				value, err := activation.Marshal(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p.flip && r.Epoch == 1 {
+					value[len(value)/2]++
+				}
+				rs = append(rs, kafka.Record{Key: kafka.NewBytes(activation.Key(r.SequenceID)), Value: kafka.NewBytes(value)})
+			}
+			if len(rs) == 0 {
+				continue
+			}
+			r, err := client.Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: number, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(rs...)})
+			if err == nil {
+				err = r.Error
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (p *producer) stream(layers ...int) Stream {
+	return Stream{Brokers: []string{p.broker.addr()}, Topic: p.run, Layers: layers, Dim: p.teacher.Config.Dim,
+		Teacher: p.teacher.Fingerprint(), TokenSet: p.set.Fingerprint(), Stall: 2 * time.Second}
+}
+
+func orderHash(list []*Batch) string {
+	h := sha256.New()
+	for _, b := range list {
+		fmt.Fprintln(h, b.IDs)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))
+}
+
+func TestStreamGivesWhatInlineGivesForAnyNumberOfPartitions(t *testing.T) {
+	dir := testSet(t, 5, 3)
+	b := startBroker(t)
+	plan := testPlan(t, dir, 3, 16)
+	for _, c := range []struct {
+		partitions int
+		kind       dtype.Type
+		layers     []int
+	}{{1, dtype.Float16, []int{0, 1}}, {2, dtype.Int8, []int{1}}, {4, dtype.BFloat16, []int{0, 1}}, {3, dtype.Float32, []int{0}}} {
+		p := newProducer(t, b, dir)
+		p.partitions, p.kind, p.run = c.partitions, c.kind, fmt.Sprintf("run%d", c.partitions)
+		p.write(t)
+		s, err := NewStreamSource(context.Background(), p.stream(c.layers...), plan)
+		got, _ := drain(t, s, err)
+		want := inlineBatches(t, plan, c.layers, c.kind)
+		if orderHash(got) != orderHash(want) {
+			t.Errorf("%d partitions: another order", c.partitions)
+		}
+		sameBatches(t, fmt.Sprintf("%d partitions", c.partitions), got, want)
+	}
+}
+
+func TestDuplicatesAreDropped(t *testing.T) {
+	dir := testSet(t, 8)
+	p := newProducer(t, startBroker(t), dir)
+	p.change = func(layer, partition int, list []*activation.Record) (out []*activation.Record) {
+		for i, r := range list {
+			out = append(out, r, r) // a retry of one
+			if i == 2 || i == len(list)-1 {
+				out = append(out, list[:i+1]...) // of all so far
+			}
+		}
+		return out
+	}
+	p.write(t)
+	plan := testPlan(t, dir, 3, 16)
+	s, err := NewStreamSource(context.Background(), p.stream(0, 1), plan)
+	got, _ := drain(t, s, err)
+	sameBatches(t, "with duplicates", got, inlineBatches(t, plan, []int{0, 1}, dtype.Float16))
+}
+
+func TestStreamGoesOnFromItsOffsetsOrWithoutThem(t *testing.T) {
+	dir := testSet(t, 8)
+	p := newProducer(t, startBroker(t), dir)
+	p.write(t)
+	plan := testPlan(t, dir, 3, 16)
+	s, err := NewStreamSource(context.Background(), p.stream(1), plan)
+	all, positions := drain(t, s, err)
+	for _, i := range []int{0, 3} {
+		rest := plan
+		rest.Start = positions[i]
+		if n := len(rest.Start.Offsets[activation.Topic(p.run, 1)]); n != 2 {
+			t.Fatalf("position has offsets of %d partitions", n)
+		}
+		s, err := NewStreamSource(context.Background(), p.stream(1), rest)
+		got, _ := drain(t, s, err)
+		sameBatches(t, "from offsets", got, all[i+1:])
+		rest.Start.Offsets = nil // a run that was inline so far
+		s, err = NewStreamSource(context.Background(), p.stream(1), rest)
+		got, _ = drain(t, s, err)
+		sameBatches(t, "without offsets", got, all[i+1:])
+	}
+}
+
+func TestStreamRefusesByName(t *testing.T) {
+	dir := testSet(t, 8)
+	b := startBroker(t)
+	last := func(change func(*activation.Record)) func(int, int, []*activation.Record) []*activation.Record {
+		return func(_, partition int, list []*activation.Record) []*activation.Record {
+			if partition == 1 {
+				r := *list[3]
+				change(&r)
+				list[3] = &r
+			}
+			return list
+		}
+	}
+	for name, c := range map[string]struct {
+		change func(int, int, []*activation.Record) []*activation.Record
+		stream func(*Stream)
+		plan   func(*Plan)
+		want   []string
+	}{
+		"gap": {change: func(_, partition int, list []*activation.Record) []*activation.Record {
+			if partition == 1 {
+				list = slices.Delete(list, 2, 3)
+			}
+			return list
+		}, want: []string{"partition 1: offset 2", "it holds epoch 0, sequence", "where epoch 0, sequence", "records are missing"}},
+		"seed":         {plan: func(p *Plan) { p.Seed = 5 }, want: []string{"partition", "the producer's --seed is not this run's 5"}},
+		"teacher":      {change: last(func(r *activation.Record) { r.Teacher = strings.Repeat("0", 64) }), want: []string{"partition 1: offset 3", "of teacher 000000000000, want"}},
+		"token-set":    {change: last(func(r *activation.Record) { r.TokenSet = strings.Repeat("0", 64) }), want: []string{"partition 1: offset 3", "of token set 000000000000, want"}},
+		"layer":        {change: last(func(r *activation.Record) { r.Layer = 1 }), want: []string{"partition 1: offset 3", "of layer 1, want 0"}},
+		"shape":        {change: last(func(r *activation.Record) { r.Dim, r.Values = 8, r.Values[:8*testLength*2] }), want: []string{"12 tokens × 8, want 12 × 16"}},
+		"corrupt":      {want: []string{"partition", "offset 4"}},
+		"stranger":     {change: last(func(r *activation.Record) { r.SequenceID = 99 }), want: []string{"sequence 99 is none of the token set's"}},
+		"dtype":        {change: last(func(r *activation.Record) { r.Type, r.Values = dtype.Float32, make([]byte, 4*16*testLength) }), want: []string{"the record's values are F32, those before it F16"}},
+		"past the end": {plan: func(p *Plan) { p.Start = Position{Index: 4, Offsets: offsets(2, 99)} }, want: []string{"partition 1: offset 99 is past the log's end at 8"}},
+		"repartition":  {plan: func(p *Plan) { p.Start = Position{Index: 4, Offsets: offsets(2)} }, want: []string{"it has 2 partitions now, 1 when the checkpoint was written"}},
+		"short": {plan: func(p *Plan) { p.Total = 30 }, stream: func(s *Stream) { s.Stall = 300 * time.Millisecond },
+			want: []string{"partition", "offset 8", "no record for 0s", "epoch 2, sequence", "number 0 of its epoch", "--stall-timeout"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProducer(t, b, dir)
+			p.run, p.change, p.flip = strings.ReplaceAll(name, " ", "-"), c.change, name == "corrupt"
+			p.write(t)
+			s, plan := p.stream(0), testPlan(t, dir, 3, 16)
+			if c.stream != nil {
+				c.stream(&s)
+			}
+			if c.plan != nil {
+				c.plan(&plan)
+				for _, parts := range plan.Start.Offsets { // under the right topic
+					plan.Start.Offsets = map[string]map[int]int64{activation.Topic(p.run, 0): parts}
+				}
+			}
+			source, err := NewStreamSource(context.Background(), s, plan)
+			for err == nil {
+				if _, err = source.Next(context.Background()); err != nil {
+					source.Close()
+				}
+			}
+			for _, want := range append(c.want, "topic "+activation.Topic(p.run, 0)) {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%v\nwant %q", err, want)
+				}
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than a line: %v", err)
+			}
+		})
+	}
+}
+
+// offsets are those of partitions 0, 1, …, under any topic.
+func offsets(list ...int64) map[string]map[int]int64 {
+	parts := map[int]int64{}
+	for i, o := range list {
+		parts[i] = o
+	}
+	return map[string]map[int]int64{"": parts}
+}
+
+func TestRecordsThatRetentionDeletedAreNamed(t *testing.T) {
+	dir := testSet(t, 8)
+	b := startBroker(t)
+	p := newProducer(t, b, dir)
+	p.write(t)
+	topic := activation.Topic(p.run, 0)
+	plan := testPlan(t, dir, 3, 16)
+	plan.Start = Position{Index: 2, Offsets: map[string]map[int]int64{topic: {0: 1, 1: 1}}}
+	deleteRecords(t, b, topic, 1, 5)
+	_, err := NewStreamSource(context.Background(), p.stream(0), plan)
+	if want := "topic " + topic + ": partition 1: offset 1 was deleted: the log begins at 5 now (retention?)"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	plan.Start = Position{} // the beginning is gone too
+	s, err := NewStreamSource(context.Background(), p.stream(0), plan)
+	for err == nil {
+		if _, err = s.Next(context.Background()); err != nil {
+			s.Close()
+		}
+	}
+	if !strings.Contains(err.Error(), "partition 1: offset 5") || !strings.Contains(err.Error(), "records are missing") {
+		t.Error(err)
+	}
+}
+
+func TestBrokerOrTopicThatIsNotThere(t *testing.T) {
+	dir := testSet(t, 8)
+	p := newProducer(t, startBroker(t), dir)
+	s := p.stream(0)
+	s.Stall = 200 * time.Millisecond
+	var told string
+	s.Notice = func(line string) { told = line }
+	if _, err := NewStreamSource(context.Background(), s, testPlan(t, dir, 3, 16)); err == nil || !strings.Contains(err.Error(), "not there after 200ms") {
+		t.Errorf("no topic: %v", err)
+	}
+	if !strings.Contains(told, "waiting up to 200ms for topic "+activation.Topic(p.run, 0)) {
+		t.Errorf("notice %q", told)
+	}
+	s.Brokers = []string{"127.0.0.1:1"}
+	if _, err := NewStreamSource(context.Background(), s, testPlan(t, dir, 3, 16)); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("no broker: %v", err)
+	}
+}
+
+// distill is Distill from the producer's stream.
+func (p *producer) distill(t testing.TB, dir string) trainer {
+	teacher := saved(t, p.teacher)
+	return trainer{"stream", 12, func(ctx context.Context, device, run string, change func(*Run)) (Summary, error) {
+		r := Run{Dataset: dir, Dir: run, Device: device, Seed: 4, Batch: 3, Steps: 5, SaveEvery: 2, Quiet: true}
+		if change != nil {
+			change(&r)
+		}
+		return Distill(ctx, DistillOptions{Run: r, StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher,
+			Brokers: []string{p.broker.addr()}, Topic: p.run, Stall: 20 * time.Second})
+	}}
+}
+
+func TestStreamedDistillationIsTheInlineOneAndResumes(t *testing.T) {
+	dir := testSet(t, 8)
+	p := newProducer(t, startBroker(t), dir)
+	p.write(t)
+	streamed, inline := p.distill(t, dir), trainers(t, dir)[0]
+	want := t.TempDir()
+	if _, err := inline.train(context.Background(), "cpu", want, func(r *Run) { r.Steps = 5 }); err != nil {
+		t.Fatal(err)
+	}
+	got := t.TempDir()
+	if _, err := streamed.train(context.Background(), "cpu", got, nil); err != nil {
+		t.Fatal(err)
+	}
+	endOf(t, got).compare(t, endOf(t, want), "stream against inline")
+	_, _, state, err := checkpoint.LoadTraining(filepath.Join(got, "latest"))
+	if err != nil || len(state.Offsets[activation.Topic(p.run, 1)]) != 2 {
+		t.Fatalf("offsets in the checkpoint: %v %v", state.Offsets, err)
+	}
+	for _, at := range []int64{4, 8} {
+		dir := t.TempDir()
+		w := &wrapped{before: func(n int64) error {
+			if n == at {
+				return errKilled
+			}
+			return nil
+		}}
+		if _, err := streamed.train(context.Background(), w.register(t), dir, nil); !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		if _, err := streamed.train(context.Background(), "cpu", dir, nil); err != nil {
+			t.Fatal(err)
+		}
+		endOf(t, dir).compare(t, endOf(t, want), fmt.Sprintf("killed in step %d", at))
+	}
+	// what the trainer told the broker about layer 1: its lag
+	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr()), Timeout: 5 * time.Second}
+	topic := activation.Topic(p.run, 1)
+	r, err := client.OffsetFetch(context.Background(), &kafka.OffsetFetchRequest{GroupID: topic + ".trainer", Topics: map[string][]int{topic: {0, 1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed := map[int]int64{}
+	for _, x := range r.Topics[topic] {
+		committed[x.Partition] = x.CommittedOffset
+	}
+	if !maps.Equal(committed, state.Offsets[topic]) {
+		t.Errorf("committed offsets %v, want %v", committed, state.Offsets[topic])
+	}
+}
+
+func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
+	dir := testSet(t, 8)
+	b := startBroker(t)
+	p := newProducer(t, b, dir)
+	p.to = 1
+	p.write(t)
+	plan := testPlan(t, dir, 1, 16)
+	stream := p.stream(0, 1)
+	stream.Stall = 20 * time.Second
+	s, err := NewStreamSource(context.Background(), stream, plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	restarted := make(chan struct{})
+	var got []*Batch
+	for i := range 16 {
+		if i == 3 { // what comes after the first epoch is not even written yet
+			b.cluster.Close()
+			go func() {
+				defer close(restarted)
+				time.Sleep(300 * time.Millisecond)
+				b.start(t)
+				p.from, p.to = 1, 2
+				p.write(t)
+			}()
+		}
+		batch, err := s.Next(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, batch)
+	}
+	<-restarted
+	sameBatches(t, "over a restart", got, inlineBatches(t, plan, []int{0, 1}, dtype.Float16))
+}
+
+func TestBrokerThatStaysAwayIsAnErrorAfterTheStallTimeout(t *testing.T) {
+	dir := testSet(t, 8)
+	b := startBroker(t)
+	p := newProducer(t, b, dir)
+	p.to = 1
+	p.write(t)
+	stream := p.stream(0)
+	stream.Stall = 400 * time.Millisecond
+	s, err := NewStreamSource(context.Background(), stream, testPlan(t, dir, 4, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	began := time.Now()
+	for i := range 3 {
+		if _, err = s.Next(context.Background()); err != nil && i < 2 {
+			t.Fatal(err)
+		}
+		b.cluster.Close()
+	}
+	for _, want := range []string{"offset 4: no record for", "epoch 1, sequence", "--stall-timeout", "last trouble: "} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// deleteRecords drops a partition's records before an offset, as retention does.
+func deleteRecords(t testing.TB, b *testBroker, topic string, partition int32, before int64) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(b.addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	r := kmsg.NewDeleteRecordsRequest()
+	r.TimeoutMillis = 5000
+	r.Topics = []kmsg.DeleteRecordsRequestTopic{{Topic: topic, Partitions: []kmsg.DeleteRecordsRequestTopicPartition{{Partition: partition, Offset: before}}}}
+	answer, err := r.RequestWith(context.Background(), client)
+	if err == nil {
+		err = kerr.ErrorForCode(answer.Topics[0].Partitions[0].ErrorCode)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
