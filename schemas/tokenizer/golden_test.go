@@ -18,9 +18,10 @@ const shared = "../../../shared/data"
 
 // golden is one case of Hugging Face tokenizers' output.
 type golden struct {
+	Variant string  `json:"variant"` // of testdata/variants.json
 	Text    string  `json:"text"`
 	IDs     []int32 `json:"ids"`
-	Decoded string  `json:"decoded"`
+	Decoded *string `json:"decoded"`
 }
 
 func readGolden(t testing.TB, path string) []golden {
@@ -55,8 +56,10 @@ func checkGolden(t *testing.T, tok *Tokenizer, cases []golden) {
 			}
 			continue
 		}
-		if text, err := tok.Decode(got); err != nil || text != c.Decoded {
-			t.Errorf("decoding %.200q: %.200q, %v; want %.200q", c.Text, text, err, c.Decoded)
+		if text, err := tok.Decode(got); err != nil {
+			t.Errorf("decoding %.200q: %v", c.Text, err)
+		} else if c.Decoded != nil && text != *c.Decoded {
+			t.Errorf("decoding %.200q: %.200q, want %.200q", c.Text, text, *c.Decoded)
 		}
 	}
 	if bad > 3 {

@@ -12,7 +12,7 @@ import (
 )
 
 // maxID bounds ids, so that a damaged file cannot ask for a huge table.
-const maxID = 1 << 24
+const maxID = 1 << 20
 
 // The parts of a tokenizer.json. A key that is missing here is one that this
 // package does not understand: the file is refused.
