@@ -57,7 +57,7 @@ func (r *Run) Flags(f *flag.FlagSet, batch int) {
 	f.StringVar(&r.Dataset, "dataset", "", "`folder` of the token set")
 	f.StringVar(&r.Dir, "run", "", "`folder` for checkpoints and metrics; the same command goes on from what is in it")
 	deviceFlags(f, &r.Device, &r.Precision)
-	f.Int64Var(&r.Seed, "seed", 1, "of the order of sequences (the producer's, with a stream) and of random weights")
+	f.Int64Var(&r.Seed, "seed", 0, "of the order of sequences (the producer's, with a stream) and of random weights")
 	f.IntVar(&r.Batch, "batch", batch, "sequences a step")
 	f.Int64Var(&r.Epochs, "epochs", 0, "passes over the token set (instead of steps)")
 	f.Float64Var(&r.Rate.Peak, "rate", 1e-3, "highest learning rate")

@@ -111,7 +111,7 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 	if err := fits(student.Config, teacher.Config); err != nil {
 		return s, err
 	}
-	d := &distillation{DistillOptions: o, set: set, teacher: teacher, fingerprint: teacher.Fingerprint()}
+	d := &distillation{DistillOptions: o, set: set, config: teacher.Config, fingerprint: teacher.Fingerprint()}
 	chosen := o.shared()
 	chosen["init"], chosen["schedule"] = begin, d.schedule()
 	if o.Source == FromInline {
@@ -121,7 +121,7 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
-	defer f.Close()
+	defer f.close()
 	e, err := device(o.Device)
 	if err != nil {
 		return s, err
@@ -145,9 +145,9 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 type distillation struct {
 	DistillOptions
 	set         *tokenset.Set
-	teacher     *checkpoint.Model
-	fingerprint string    // the teacher's
-	beside      gpu.Model // the teacher on the device, for an inline source
+	config      checkpoint.Config // the teacher's
+	fingerprint string            // the teacher's
+	beside      gpu.Model         // the teacher on the device, for an inline source
 }
 
 func (d *distillation) schedule() string {
@@ -164,7 +164,7 @@ func (d *distillation) stages() ([]stage, error) {
 		return nil, err
 	}
 	var all []int
-	for layer := range d.teacher.Config.Layers {
+	for layer := range d.config.Layers {
 		all = append(all, layer)
 	}
 	base := stage{layer: -1, steps: steps, rate: d.Rate.overSteps(steps)}
@@ -202,7 +202,7 @@ func (d *distillation) opener(layers []int, sequences int64) func(context.Contex
 		if stall == 0 {
 			stall = defaultStall
 		}
-		return NewStreamSource(ctx, Stream{Brokers: d.Brokers, Topic: d.Topic, Layers: layers, Dim: d.teacher.Config.Dim,
+		return NewStreamSource(ctx, Stream{Brokers: d.Brokers, Topic: d.Topic, Layers: layers, Dim: d.config.Dim,
 			Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Stall: stall, Notice: func(s string) { d.say("%s", s) }}, p)
 	}
 }

@@ -89,7 +89,7 @@ func Finetune(ctx context.Context, o FinetuneOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
-	defer f.Close()
+	defer f.close()
 	e, err := device(o.Device)
 	if err != nil {
 		return s, err

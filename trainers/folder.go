@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/durable"
 )
 
 // settings are the options that a run's result depends on, by flag name. A
@@ -31,7 +32,7 @@ type folder struct {
 	root  string
 	dir   string             // newest checkpoint; "": none yet
 	fresh checkpoint.Trainer // of a run that begins
-	lock  *os.File
+	close func() error       // lets other processes have it
 }
 
 // openFolder makes or opens a run's folder. fresh says what the run is; a
@@ -40,23 +41,22 @@ func openFolder(root string, fresh checkpoint.Trainer, s settings) (*folder, err
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return nil, fmt.Errorf("--run: %w", err)
 	}
-	lock, err := acquire(filepath.Join(root, ".lock"))
-	if err != nil {
-		return nil, fmt.Errorf("--run %s: %w", root, err)
+	unlock, err := durable.Lock(filepath.Join(root, "lock"))
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("--run %s: another trainer is at work in this folder", root)
+	} else if err != nil {
+		return nil, fmt.Errorf("--run: %w", err)
 	}
-	f := &folder{root: root, fresh: fresh, lock: lock}
+	f := &folder{root: root, fresh: fresh, close: unlock}
 	if f.fresh.Settings, err = json.Marshal(s); err == nil {
 		f.dir, _, err = checkpoint.Latest(root)
 	}
 	if err != nil {
-		lock.Close()
+		unlock()
 		return nil, fmt.Errorf("--run: %w", err)
 	}
 	return f, nil
 }
-
-// Close lets other processes have the folder.
-func (f *folder) Close() error { return f.lock.Close() }
 
 // resume loads the newest checkpoint and compares what it was made with.
 func (f *folder) resume() (*checkpoint.Model, *checkpoint.Optimizer, checkpoint.Trainer, error) {

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/scavenge/scavenge/schemas/activation"
 )
 
 // partition reads the messages of one Kafka partition in order, each exactly
@@ -19,7 +22,7 @@ import (
 type partition struct {
 	topic  string
 	number int
-	next   int64         // offset wanted
+	next   atomic.Int64  // offset wanted
 	stall  time.Duration // longest wait for a message
 	broker *broker
 	reader *kafka.Reader
@@ -32,7 +35,8 @@ type partition struct {
 const readerBytes = 8 << 20
 
 func newPartition(b *broker, topic string, number int, next int64, recordBytes int, stall time.Duration) (*partition, error) {
-	p := &partition{topic: topic, number: number, next: next, stall: stall, broker: b}
+	p := &partition{topic: topic, number: number, stall: stall, broker: b}
+	p.next.Store(next)
 	p.reader = kafka.NewReader(kafka.ReaderConfig{
 		Brokers: b.addresses, Topic: topic, Partition: number, Dialer: b.dialer(),
 		MaxBytes:      max(readerBytes, 2*recordBytes),
@@ -67,8 +71,8 @@ func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, err
 		quiet := wait.Err() != nil
 		cancel()
 		switch {
-		case err == nil && m.Offset == p.next:
-			p.next++
+		case err == nil && m.Offset == p.next.Load():
+			p.next.Add(1)
 			return m, nil
 		case err == nil:
 			return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
@@ -90,14 +94,14 @@ func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, err
 			if c := p.complaint(); c != "" {
 				why = "; last trouble: " + c
 			}
-			return m, fmt.Errorf("%v: no record for %v, waiting for %v: is the producer still at work? (--stall-timeout sets how long to wait)%s",
+			return m, fmt.Errorf("%v: no record for %v, waiting for %v: is the producer still at work, and is it to send that many? (--stall-timeout sets how long to wait)%s",
 				p, waited.Round(time.Second), wanted, why)
 		}
 	}
 }
 
 func (p *partition) String() string {
-	return fmt.Sprintf("topic %s: partition %d: offset %d", p.topic, p.number, p.next)
+	return fmt.Sprintf("topic %s: partition %d: offset %d", p.topic, p.number, p.next.Load())
 }
 
 // inside fails if the wanted offset is outside the log. A broker that does not
@@ -112,10 +116,10 @@ func (p *partition) inside(ctx context.Context) error {
 }
 
 func within(p *partition, first, end int64) error {
-	switch {
-	case p.next < first:
+	switch next := p.next.Load(); {
+	case next < first:
 		return fmt.Errorf("%v was deleted: the log begins at %d now (retention?)", p, first)
-	case p.next > end:
+	case next > end:
 		return fmt.Errorf("%v is past the log's end at %d: the topic was made anew, or is another one", p, end)
 	}
 	return nil
@@ -237,8 +241,8 @@ func (b *broker) bounds(ctx context.Context, topic string, number int) (first, e
 	return first, end, nil
 }
 
-// publish tells the broker how far a trainer is, for tools that show lag. The
-// trainer itself never reads it.
+// publish tells the broker how far a trainer has read, for tools that show lag
+// and producers that wait for it. The trainer itself never reads it.
 func (b *broker) publish(ctx context.Context, offsets map[string]map[int]int64) {
 	for topic, list := range offsets {
 		var commits []kafka.OffsetCommit
@@ -246,7 +250,7 @@ func (b *broker) publish(ctx context.Context, offsets map[string]map[int]int64) 
 			commits = append(commits, kafka.OffsetCommit{Partition: number, Offset: offset})
 		}
 		// best effort: training does not depend on it
-		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: topic + ".trainer", GenerationID: -1,
+		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic), GenerationID: -1,
 			Topics: map[string][]kafka.OffsetCommit{topic: commits}})
 	}
 }

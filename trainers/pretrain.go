@@ -56,8 +56,8 @@ func (o PretrainOptions) Validate() error {
 	return nil
 }
 
-// config is the model to train over a token set.
-func (o PretrainOptions) config(m *tokenset.Manifest) (checkpoint.Config, error) {
+// Config is the model that these options train over a token set.
+func (o PretrainOptions) Config(m *tokenset.Manifest) (checkpoint.Config, error) {
 	or := func(v, otherwise int) int {
 		if v == 0 {
 			return otherwise
@@ -87,7 +87,7 @@ func Pretrain(ctx context.Context, o PretrainOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
-	config, err := o.config(set.Manifest)
+	config, err := o.Config(set.Manifest)
 	if err != nil {
 		return s, err
 	}
@@ -109,7 +109,7 @@ func Pretrain(ctx context.Context, o PretrainOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
-	defer f.Close()
+	defer f.close()
 	e, err := device(o.Device)
 	if err != nil {
 		return s, err

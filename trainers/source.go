@@ -135,6 +135,7 @@ type prepared struct {
 type ahead struct {
 	ready    chan prepared
 	cancel   context.CancelFunc
+	stopped  <-chan struct{} // closed by cancel
 	position Position
 	err      error
 }
@@ -143,7 +144,7 @@ type ahead struct {
 // one goroutine and ends with its context.
 func readAhead(start Position, produce func(ctx context.Context) (*Batch, Position, error)) *ahead {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &ahead{ready: make(chan prepared, 1), cancel: cancel, position: start.clone()}
+	a := &ahead{ready: make(chan prepared, 1), cancel: cancel, stopped: ctx.Done(), position: start.clone()}
 	go func() {
 		defer close(a.ready)
 		for {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"sync"
 	"time"
 
@@ -32,13 +33,12 @@ type Stream struct {
 type stream struct {
 	*ahead
 	Stream
-	plan    Plan
-	order   *order
-	broker  *broker
-	topics  []*topic
-	dtype   dtype.Type // of the first record, and so of all
-	publish sync.WaitGroup
-	told    time.Time // when progress was last published
+	plan   Plan
+	order  *order
+	broker *broker
+	topics []*topic
+	dtype  dtype.Type // of the first record, and so of all
+	told   chan bool  // closed when progress is no longer published
 }
 
 type topic struct {
@@ -54,7 +54,7 @@ func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := &stream{Stream: s, plan: p, order: o, broker: newBroker(s.Brokers), told: time.Now()}
+	src := &stream{Stream: s, plan: p, order: o, broker: newBroker(s.Brokers), told: make(chan bool)}
 	for _, layer := range s.Layers {
 		t, err := src.open(ctx, layer)
 		if err != nil {
@@ -64,6 +64,7 @@ func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 		src.topics = append(src.topics, t)
 	}
 	src.ahead = readAhead(p.Start, src.produce)
+	go src.tell()
 	return src, nil
 }
 
@@ -155,15 +156,20 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	if err != nil {
 		return nil, Position{}, err
 	}
-	after := Position{Epoch: s.order.epoch, Index: s.order.index, Offsets: map[string]map[int]int64{}}
+	return b, Position{Epoch: s.order.epoch, Index: s.order.index, Offsets: s.offsets()}, nil
+}
+
+// offsets are the next ones of all partitions, as far as they were read.
+func (s *stream) offsets() map[string]map[int]int64 {
+	all := map[string]map[int]int64{}
 	for _, t := range s.topics {
 		next := map[int]int64{}
 		for _, p := range t.partitions {
-			next[p.number] = p.next
+			next[p.number] = p.next.Load()
 		}
-		after.Offsets[activation.Topic(s.Topic, t.layer)] = next
+		all[activation.Topic(s.Topic, t.layer)] = next
 	}
-	return b, after, nil
+	return all
 }
 
 // firstCause prefers an error of its own to the cancellation that it caused.
@@ -282,33 +288,39 @@ func differ(a, b []int32) int {
 	return -1
 }
 
-// progressEvery bounds how often progress is published.
-const progressEvery = 5 * time.Second
+// progressEvery is how often progress is published.
+const progressEvery = time.Second
 
-// Next is the next batch; it publishes progress now and then.
-func (s *stream) Next(ctx context.Context) (*Batch, error) {
-	b, err := s.ahead.Next(ctx)
-	if err == nil && time.Since(s.told) > progressEvery {
-		s.told = time.Now()
-		s.tell(2 * progressEvery)
+// tell publishes progress until the source closes, and once more then. It
+// counts records as they are read: a producer that lets a trainer fall only so
+// far behind would otherwise wait for a batch that waits for it.
+func (s *stream) tell() {
+	defer close(s.told)
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for last := (map[string]map[int]int64)(nil); ; {
+		closing := false
+		select {
+		case <-tick.C:
+		case <-s.ahead.stopped:
+			closing = true
+		}
+		if now := s.offsets(); !reflect.DeepEqual(now, last) {
+			ctx, cancel := context.WithTimeout(context.Background(), progressEvery)
+			s.broker.publish(ctx, now)
+			cancel()
+			last = now
+		}
+		if closing {
+			return
+		}
 	}
-	return b, err
-}
-
-func (s *stream) tell(limit time.Duration) {
-	offsets := s.Position().Offsets
-	s.publish.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), limit)
-		defer cancel()
-		s.broker.publish(ctx, offsets)
-	})
 }
 
 // Close publishes the last progress and ends the readers.
 func (s *stream) Close() error {
-	s.tell(time.Second)
-	s.publish.Wait()
 	s.ahead.cancel()
+	<-s.told
 	err := s.closeReaders()
 	return errors.Join(err, s.ahead.Close())
 }

@@ -6,56 +6,53 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/tokenset"
-	"github.com/segmentio/kafka-go"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kfake"
-	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // testBroker is a Kafka broker with its log on disk, which survives stop and start.
 type testBroker struct {
-	cluster *kfake.Cluster
-	dir     string
-	port    int
+	*infra.Broker
+	dir  string
+	addr string
 }
 
 func startBroker(t testing.TB) *testBroker {
 	t.Helper()
 	b := &testBroker{dir: t.TempDir()}
 	b.start(t)
-	_, port, _ := net.SplitHostPort(b.addr())
-	b.port, _ = strconv.Atoi(port)
-	t.Cleanup(func() { b.cluster.Close() })
+	t.Cleanup(func() { b.Close() })
 	return b
 }
 
+// start begins, or goes on, at the same address.
 func (b *testBroker) start(t testing.TB) {
 	t.Helper()
 	var err error
 	for range 50 { // the port may need a moment to be free again
-		if b.cluster, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(b.port), kfake.DataDir(b.dir)); err == nil {
+		if b.Broker, err = infra.StartBroker(infra.BrokerOptions{Dir: b.dir, Listen: b.addr}); err == nil {
+			b.addr = b.Addr()
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Fatal(err)
+	t.Error(err)
 }
-
-func (b *testBroker) addr() string { return b.cluster.ListenAddrs()[0] }
 
 // producer writes what pipelines/teach writes: for each layer a topic whose
 // partitions hold the canonical order's records.
@@ -129,7 +126,7 @@ func (p *producer) write(t testing.TB) {
 	ctx := context.Background()
 	transport := &kafka.Transport{} // its own: connections to a broker that was stopped are of no use
 	defer transport.CloseIdleConnections()
-	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr()), Timeout: 5 * time.Second, Transport: transport}
+	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr), Timeout: 5 * time.Second, Transport: transport}
 	for layer, partitions := range p.records(t) {
 		topic := activation.Topic(p.run, layer)
 		r, err := client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1}}})
@@ -169,7 +166,7 @@ func (p *producer) write(t testing.TB) {
 }
 
 func (p *producer) stream(layers ...int) Stream {
-	return Stream{Brokers: []string{p.broker.addr()}, Topic: p.run, Layers: layers, Dim: p.teacher.Config.Dim,
+	return Stream{Brokers: []string{p.broker.addr}, Topic: p.run, Layers: layers, Dim: p.teacher.Config.Dim,
 		Teacher: p.teacher.Fingerprint(), TokenSet: p.set.Fingerprint(), Stall: 2 * time.Second}
 }
 
@@ -377,7 +374,7 @@ func (p *producer) distill(t testing.TB, dir string) trainer {
 			change(&r)
 		}
 		return Distill(ctx, DistillOptions{Run: r, StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher,
-			Brokers: []string{p.broker.addr()}, Topic: p.run, Stall: 20 * time.Second})
+			Brokers: []string{p.broker.addr}, Topic: p.run, Stall: 20 * time.Second})
 	}}
 }
 
@@ -416,9 +413,9 @@ func TestStreamedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 		endOf(t, dir).compare(t, endOf(t, want), fmt.Sprintf("killed in step %d", at))
 	}
 	// what the trainer told the broker about layer 1: its lag
-	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr()), Timeout: 5 * time.Second}
+	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr), Timeout: 5 * time.Second}
 	topic := activation.Topic(p.run, 1)
-	r, err := client.OffsetFetch(context.Background(), &kafka.OffsetFetchRequest{GroupID: topic + ".trainer", Topics: map[string][]int{topic: {0, 1}}})
+	r, err := client.OffsetFetch(context.Background(), &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: {0, 1}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -449,7 +446,7 @@ func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
 	var got []*Batch
 	for i := range 16 {
 		if i == 3 { // what comes after the first epoch is not even written yet
-			b.cluster.Close()
+			b.Close()
 			go func() {
 				defer close(restarted)
 				time.Sleep(300 * time.Millisecond)
@@ -486,7 +483,7 @@ func TestBrokerThatStaysAwayIsAnErrorAfterTheStallTimeout(t *testing.T) {
 		if _, err = s.Next(context.Background()); err != nil && i < 2 {
 			t.Fatal(err)
 		}
-		b.cluster.Close()
+		b.Close()
 	}
 	for _, want := range []string{"offset 4: no record for", "epoch 1, sequence", "--stall-timeout", "last trouble: "} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -501,7 +498,7 @@ func TestBrokerThatStaysAwayIsAnErrorAfterTheStallTimeout(t *testing.T) {
 // deleteRecords drops a partition's records before an offset, as retention does.
 func deleteRecords(t testing.TB, b *testBroker, topic string, partition int32, before int64) {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(b.addr()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(b.addr))
 	if err != nil {
 		t.Fatal(err)
 	}
