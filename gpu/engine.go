@@ -29,14 +29,16 @@ type Engine interface {
 }
 
 // Precision is the arithmetic of matrix products and stored activations;
-// norms, softmax, losses, master weights and optimiser state are float32
-// always.
+// norms, softmax, losses, master weights and optimiser state are float32 with
+// either Float32 or BFloat16.
 type Precision string
 
-// The precisions; the cpu engine has Float32 only.
+// The precisions. The cpu engine has Float32 and, as the reference for
+// everything else, Float64; a GPU has Float32 and BFloat16.
 const (
 	Float32  Precision = "float32"
 	BFloat16 Precision = "bf16"
+	Float64  Precision = "float64"
 )
 
 // Options of a model on a device. The zero value is a float32 model that can

@@ -1,47 +1,52 @@
 package cpu
 
-import "sync"
+import (
+	"sync"
+	"unsafe"
+
+	"github.com/scavenge/scavenge/gpu/cpu/simd"
+)
 
 // arena lends the buffers of a step and takes them all back at its end, so
 // that steps of the same shape allocate nothing. Contents of a buffer are
 // arbitrary: operators write every element.
-type arena struct {
+type arena[T simd.Float] struct {
 	mu    sync.Mutex
-	free  map[int][][]float32
-	lent  [][]float32
+	free  map[int][][]T
+	lent  [][]T
 	bytes int64 // of all buffers, lent or free
 }
 
-func newArena() *arena { return &arena{free: map[int][][]float32{}} }
+func newArena[T simd.Float]() *arena[T] { return &arena[T]{free: map[int][][]T{}} }
 
-func (a *arena) take(n int) []float32 {
+func (a *arena[T]) take(n int) []T {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var b []float32
+	var b []T
 	if f := a.free[n]; len(f) > 0 {
 		b, a.free[n] = f[len(f)-1], f[:len(f)-1]
 	} else {
-		b = make([]float32, n)
-		a.bytes += 4 * int64(n)
+		b = make([]T, n)
+		a.bytes += int64(unsafe.Sizeof(T(0))) * int64(n)
 	}
 	a.lent = append(a.lent, b)
 	return b
 }
 
-func (a *arena) zeros(n int) []float32 {
+func (a *arena[T]) zeros(n int) []T {
 	b := a.take(n)
 	clear(b)
 	return b
 }
 
 // tensor is a rows × cols tensor on a buffer of the arena.
-func (a *arena) tensor(rows, cols int) *tensor { return newTensor(a.take(rows*cols), rows, cols) }
+func (a *arena[T]) tensor(rows, cols int) *tensor[T] { return newTensor(a.take(rows*cols), rows, cols) }
 
 // mark is a point to release to.
-func (a *arena) mark() int { return len(a.lent) }
+func (a *arena[T]) mark() int { return len(a.lent) }
 
 // release takes back what was lent since a mark, but for the buffers in keep.
-func (a *arena) release(mark int, keep ...[]float32) {
+func (a *arena[T]) release(mark int, keep ...[]T) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	lent := a.lent[mark:]
@@ -60,12 +65,12 @@ next:
 
 // trim forgets the free buffers. Steps of ever new shapes would hold buffers
 // of each otherwise.
-func (a *arena) trim() {
+func (a *arena[T]) trim() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.free = map[int][][]float32{}
+	a.free = map[int][][]T{}
 	a.bytes = 0
 	for _, b := range a.lent {
-		a.bytes += 4 * int64(len(b))
+		a.bytes += int64(unsafe.Sizeof(T(0))) * int64(len(b))
 	}
 }

@@ -16,30 +16,30 @@ import (
 //
 // No L × L matrix is kept: backward computes P again from lse, the log of each
 // row's sum of exponentials (Dao et al. 2022).
-type attention struct {
-	c             context
+type attention[T simd.Float] struct {
+	c             context[T]
 	qkv           mat.Tensor
 	length, heads int
-	rotary        *rotary
-	y             *tensor
-	lse           []float32 // [rows, heads, L], kept for backward
+	rotary        *rotary[T]
+	y             *tensor[T]
+	lse           []T // [rows, heads, L], kept for backward
 }
 
 // attentionRows is how many rows of S are computed at a time.
 const attentionRows = 96
 
-func (f *attention) Operands() []mat.Tensor { return []mat.Tensor{f.qkv} }
+func (f *attention[T]) Operands() []mat.Tensor { return []mat.Tensor{f.qkv} }
 
-func (f *attention) sizes() (n, dim, d int) {
+func (f *attention[T]) sizes() (n, dim, d int) {
 	dim = f.qkv.Shape()[1] / 3
 	return f.qkv.Shape()[0], dim, dim / f.heads
 }
 
 // head gathers rotated q/√d and k [L, d] of one head of one row, and views v.
-func (f *attention) head(qkv []float32, task int, q, k []float32) (v matrix[float32]) {
+func (f *attention[T]) head(qkv []T, task int, q, k []T) (v matrix[T]) {
 	_, dim, d := f.sizes()
 	row, head := task/f.heads, task%f.heads
-	scale := float32(1 / math.Sqrt(float64(d)))
+	scale := T(1 / math.Sqrt(float64(d)))
 	base := row*f.length*3*dim + head*3*d
 	for t := range f.length {
 		src := qkv[base+t*3*dim:]
@@ -50,12 +50,12 @@ func (f *attention) head(qkv []float32, task int, q, k []float32) (v matrix[floa
 	return rows(qkv[base+2*d:], 3*dim)
 }
 
-func (f *attention) Forward() (mat.Tensor, error) {
+func (f *attention[T]) Forward() (mat.Tensor, error) {
 	n, dim, d := f.sizes()
-	l, qkv := f.length, values(f.qkv)
+	l, qkv := f.length, values[T](f.qkv)
 	f.y, f.lse = f.c.tensor(n, dim), f.c.take(n*f.heads)
 	f.c.workers.each(n/l*f.heads, func(task int) {
-		buffer := borrow[float32](2*l*d + attentionRows*l)
+		buffer := borrow[T](2*l*d + attentionRows*l)
 		defer giveBack(buffer)
 		q, k, s := (*buffer)[:l*d], (*buffer)[l*d:2*l*d], (*buffer)[2*l*d:]
 		v := f.head(qkv, task, q, k)
@@ -68,8 +68,8 @@ func (f *attention) Forward() (mat.Tensor, error) {
 				row := s[r*cols : (r+1)*cols]
 				top := simd.Max(row[:i+r+1])
 				sum := simd.Exp(row[:i+r+1], row[:i+r+1], 1, top)
-				f.lse[task*l+i+r] = top + float32(math.Log(sum))
-				simd.Scale(row[:i+r+1], row[:i+r+1], float32(1/sum))
+				f.lse[task*l+i+r] = top + T(math.Log(sum))
+				simd.Scale(row[:i+r+1], row[:i+r+1], T(1/sum))
 				clear(row[i+r+1:])
 			}
 			product(1, m, d, cols, rows(s, cols), v, y[i*dim:], dim, false)
@@ -78,13 +78,13 @@ func (f *attention) Forward() (mat.Tensor, error) {
 	return f.y, nil
 }
 
-func (f *attention) Backward(g mat.Tensor) error {
+func (f *attention[T]) Backward(g mat.Tensor) error {
 	n, dim, d := f.sizes()
-	l, qkv, gy := f.length, values(f.qkv), values(g)
+	l, qkv, gy := f.length, values[T](f.qkv), values[T](g)
 	dqkv := f.c.tensor(n, 3*dim)
-	scale := float32(1 / math.Sqrt(float64(d)))
+	scale := T(1 / math.Sqrt(float64(d)))
 	f.c.workers.each(n/l*f.heads, func(task int) {
-		buffer := borrow[float32](4*l*d + 2*attentionRows*l)
+		buffer := borrow[T](4*l*d + 2*attentionRows*l)
 		defer giveBack(buffer)
 		b := *buffer
 		q, k, dq, dk := b[:l*d], b[l*d:2*l*d], b[2*l*d:3*l*d], b[3*l*d:4*l*d]
@@ -98,11 +98,11 @@ func (f *attention) Backward(g mat.Tensor) error {
 			m := min(attentionRows, l-i)
 			cols := i + m
 			product(1, m, cols, d, rows(q[i*d:], d), across(k, d), s, cols, false)
-			product(1, m, cols, d, rows(dy[i*dim:], dim), matrix[float32]{v.data, 1, v.row}, ds, cols, false)
+			product(1, m, cols, d, rows(dy[i*dim:], dim), matrix[T]{v.data, 1, v.row}, ds, cols, false)
 			for r := range m {
 				t := i + r
 				p, dp := s[r*cols:(r+1)*cols], ds[r*cols:(r+1)*cols]
-				delta := float32(dot(dy[t*dim:t*dim+d], y[t*dim:t*dim+d]))
+				delta := T(dot(dy[t*dim:t*dim+d], y[t*dim:t*dim+d]))
 				simd.Exp(p[:t+1], p[:t+1], 1, f.lse[task*l+t])
 				for j := range dp[:t+1] {
 					dp[j] -= delta
@@ -133,29 +133,29 @@ func (f *attention) Backward(g mat.Tensor) error {
 // rotary is the rotation R_t of the first 2·half dimensions of a head at
 // position t: pairs (x_j, x_{j+half}) turn by t·base^(−j/half) (Su et al. 2021,
 // in the two-halves layout of GPT-NeoX).
-type rotary struct {
+type rotary[T simd.Float] struct {
 	half     int
-	cos, sin []float32 // [context, half]
+	cos, sin []T // [context, half]
 }
 
-func newRotary(context, dims int, base float64) *rotary {
-	r := &rotary{half: dims / 2}
+func newRotary[T simd.Float](context, dims int, base float64) *rotary[T] {
+	r := &rotary[T]{half: dims / 2}
 	for t := range context {
 		for j := range r.half {
 			s, c := math.Sincos(float64(t) * math.Pow(base, -float64(j)/float64(r.half)))
-			r.cos, r.sin = append(r.cos, float32(c)), append(r.sin, float32(s))
+			r.cos, r.sin = append(r.cos, T(c)), append(r.sin, T(s))
 		}
 	}
 	return r
 }
 
 // rotate sets dst = R_t x.
-func (r *rotary) rotate(dst, x []float32, t int) { r.turn(dst, x, t, 1) }
+func (r *rotary[T]) rotate(dst, x []T, t int) { r.turn(dst, x, t, 1) }
 
 // back sets dst = R_tᵀ x.
-func (r *rotary) back(dst, x []float32, t int) { r.turn(dst, x, t, -1) }
+func (r *rotary[T]) back(dst, x []T, t int) { r.turn(dst, x, t, -1) }
 
-func (r *rotary) turn(dst, x []float32, t int, sign float32) {
+func (r *rotary[T]) turn(dst, x []T, t int, sign T) {
 	h := r.half
 	copy(dst[2*h:], x[2*h:])
 	cos, sin := r.cos[t*h:(t+1)*h], r.sin[t*h:(t+1)*h]

@@ -10,17 +10,17 @@ import (
 //
 //	tokens [N], E [V, D] → x [N, D]
 //	dE[t] = Σ dx_n over the n with token_n = t, in the order of n
-type embedding struct {
-	c      context
+type embedding[T simd.Float] struct {
+	c      context[T]
 	tokens []int32
 	e      mat.Tensor
 	dim    int
 }
 
-func (f *embedding) Operands() []mat.Tensor { return []mat.Tensor{f.e} }
+func (f *embedding[T]) Operands() []mat.Tensor { return []mat.Tensor{f.e} }
 
-func (f *embedding) Forward() (mat.Tensor, error) {
-	e, d := values(f.e), f.dim
+func (f *embedding[T]) Forward() (mat.Tensor, error) {
+	e, d := values[T](f.e), f.dim
 	x := f.c.tensor(len(f.tokens), d)
 	for i, t := range f.tokens {
 		copy(x.v[i*d:(i+1)*d], e[int(t)*d:])
@@ -28,8 +28,8 @@ func (f *embedding) Forward() (mat.Tensor, error) {
 	return x, nil
 }
 
-func (f *embedding) Backward(g mat.Tensor) error {
-	dx, d := values(g), f.dim
+func (f *embedding[T]) Backward(g mat.Tensor) error {
+	dx, d := values[T](g), f.dim
 	de := newTensor(f.c.zeros(f.e.Size()), f.e.Size()/d, d)
 	for i, t := range f.tokens {
 		simd.Add(de.v[int(t)*d:int(t+1)*d], dx[i*d:(i+1)*d])

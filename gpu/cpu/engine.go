@@ -1,11 +1,15 @@
 // Package cpu is the reference engine, and the one that runs where there is no
 // GPU: the models' forward and backward passes as coarse operators on spago's
-// automatic differentiation, in float32, with matrix products and element-wise
+// automatic differentiation, with matrix products and element-wise
 // functions from gpu/cpu/simd. Models come in and go out as checkpoints, batches
 // as token ids, targets as activations.
 //
 // Results do not depend on the number of threads, and a row's outputs do not
 // depend on the rows beside it, bit for bit.
+//
+// It computes in float32, or, with Precision float64, in that from end to end:
+// slower, and the reference for the rest. (Checkpoints are float32 still, so
+// only a float32 run resumes to the bit.)
 //
 // Importing the package makes the device "cpu" known to gpu.Open; "cpu:4" is
 // four threads, plain "cpu" as many as Go runs at once.
@@ -24,7 +28,13 @@ func init() { gpu.Register("cpu", open) }
 
 type engine struct {
 	workers workers
-	models  map[*Model]bool
+	models  map[opened]bool
+}
+
+// opened is a model of either precision.
+type opened interface {
+	gpu.Model
+	bytes() int64
 }
 
 func open(ordinal string) (gpu.Engine, error) {
@@ -35,7 +45,7 @@ func open(ordinal string) (gpu.Engine, error) {
 			return nil, fmt.Errorf("device \"cpu:%s\": %w: want a number of threads from 1 to 1024 after the colon", ordinal, gpu.ErrDevice)
 		}
 	}
-	return &engine{workers: workers(n), models: map[*Model]bool{}}, nil
+	return &engine{workers: workers(n), models: map[opened]bool{}}, nil
 }
 
 func (e *engine) Device() string {
@@ -57,25 +67,20 @@ func (e *engine) Open(src *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
 	if err := src.Check(); err != nil {
 		return nil, fmt.Errorf("cpu: open: %w", err)
 	}
-	if o.Precision != "" && o.Precision != gpu.Float32 {
-		return nil, fmt.Errorf("cpu: open: precision %q: this engine computes in %s only", o.Precision, gpu.Float32)
-	}
 	if o.Optimizer == (gpu.AdamW{}) {
 		o.Optimizer = gpu.PaperAdamW()
 	}
 	if err := o.Optimizer.Validate(); err != nil {
 		return nil, fmt.Errorf("cpu: open: %w", err)
 	}
-	m := &Model{engine: e, config: src.Config, options: o, specs: src.Config.Specs(),
-		context: context{newArena(), e.workers},
-		weights: map[string]*tensor{}, moments: map[string]*moments{}, filters: map[int]*tensor{}}
-	for _, s := range m.specs {
-		m.weights[s.Name] = newTensor(append([]float32(nil), src.Weights[s.Name]...), s.Shape[0], s.Size()/s.Shape[0])
-	}
-	if c := src.Config; c.Architecture == checkpoint.GPTNeoX {
-		m.rotary = newRotary(c.Context, c.RotaryDims(), c.Attention.RotaryBase)
-	} else {
-		m.grid = newGrid(c)
+	var m opened
+	switch o.Precision {
+	case "", gpu.Float32:
+		m = newModel[float32](e, src, o)
+	case gpu.Float64:
+		m = newModel[float64](e, src, o)
+	default:
+		return nil, fmt.Errorf("cpu: open: precision %q: this engine computes in %s or %s", o.Precision, gpu.Float32, gpu.Float64)
 	}
 	e.models[m] = true
 	return m, nil
@@ -86,15 +91,4 @@ func (e *engine) Close() error {
 		m.Close()
 	}
 	return nil
-}
-
-func (m *Model) bytes() int64 {
-	n := m.arena.bytes
-	for _, w := range m.weights {
-		n += 4 * int64(len(w.v))
-	}
-	for _, s := range m.moments {
-		n += 8 * int64(len(s.mean))
-	}
-	return n
 }

@@ -101,11 +101,13 @@ func BenchmarkStep(b *testing.B) {
 }
 
 func TestEngine(t *testing.T) {
-	enginetest.Run(t, func() gpu.Engine {
+	open := func() gpu.Engine {
 		e, err := gpu.Open("cpu")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return e
-	}, enginetest.Float32())
+	}
+	t.Run("float32", func(t *testing.T) { enginetest.Run(t, open, enginetest.Float32()) })
+	t.Run("float64", func(t *testing.T) { enginetest.Run(t, open, enginetest.Float64()) })
 }

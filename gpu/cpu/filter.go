@@ -5,6 +5,7 @@ import (
 
 	"github.com/nlpodyssey/spago/mat"
 
+	"github.com/scavenge/scavenge/gpu/cpu/simd"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 )
 
@@ -17,8 +18,8 @@ import (
 //
 // All in float64: φ is about 14, so three sines in a row multiply an error by
 // thousands.
-type filter struct {
-	c      context
+type filter[T simd.Float] struct {
+	c      context[T]
 	grid   *grid
 	phi    mat.Tensor
 	w      [4]mat.Tensor
@@ -67,17 +68,17 @@ func linspace(lo, hi float64, n, i int) float64 {
 	return lo + (hi-lo)*float64(i)/float64(n-1)
 }
 
-func (f *filter) Operands() []mat.Tensor {
+func (f *filter[T]) Operands() []mat.Tensor {
 	return []mat.Tensor{f.phi, f.w[0], f.b[0], f.w[1], f.b[1], f.w[2], f.b[2], f.w[3]}
 }
 
-func (f *filter) Forward() (mat.Tensor, error) {
+func (f *filter[T]) Forward() (mat.Tensor, error) {
 	l, e, d, width := f.length, f.grid.e, f.grid.d, f.phi.Size()
-	phi := values(f.phi)
+	phi := values[T](f.phi)
 	f.x[0] = f.grid.features[:l*e]
 	for i := range 3 {
 		in := len(f.x[i]) / l
-		w, b := double(f.w[i]), values(f.b[i])
+		w, b := doubles[T](f.w[i]), values[T](f.b[i])
 		a, x, slope := make([]float64, l*width), make([]float64, l*width), make([]float64, l*width)
 		product(f.c.workers, l, width, in, rows(f.x[i], in), across(w, in), a, width, false)
 		f.c.workers.slice(l, 16, func(from, to int) {
@@ -90,21 +91,21 @@ func (f *filter) Forward() (mat.Tensor, error) {
 		f.a[i], f.x[i+1], f.slope[i] = a, x, slope
 	}
 	o := make([]float64, l*d)
-	product(f.c.workers, l, d, width, rows(f.x[3], width), across(double(f.w[3]), width), o, d, false)
+	product(f.c.workers, l, d, width, rows(f.x[3], width), across(doubles[T](f.w[3]), width), o, d, false)
 	h := f.c.tensor(d, l)
 	f.c.workers.slice(d, 16, func(from, to int) {
 		for n := range l {
 			for c := from; c < to; c++ {
-				h.v[c*l+n] = float32(o[n*d+c] * f.grid.window[n*d+c])
+				h.v[c*l+n] = T(o[n*d+c] * f.grid.window[n*d+c])
 			}
 		}
 	})
 	return h, nil
 }
 
-func (f *filter) Backward(g mat.Tensor) error {
+func (f *filter[T]) Backward(g mat.Tensor) error {
 	l, d, width := f.length, f.grid.d, f.phi.Size()
-	dh, phi := values(g), values(f.phi)
+	dh, phi := values[T](g), values[T](f.phi)
 	do := make([]float64, l*d)
 	f.c.workers.slice(d, 16, func(from, to int) {
 		for n := range l {
@@ -115,7 +116,7 @@ func (f *filter) Backward(g mat.Tensor) error {
 	})
 	f.weightGrad(f.w[3], do, f.x[3], d, width)
 	dx := make([]float64, l*width)
-	product(f.c.workers, l, width, d, rows(do, d), rows(double(f.w[3]), width), dx, width, false)
+	product(f.c.workers, l, width, d, rows(do, d), rows(doubles[T](f.w[3]), width), dx, width, false)
 
 	dphi := make([]float64, width)
 	for i := 2; i >= 0; i-- {
@@ -132,7 +133,7 @@ func (f *filter) Backward(g mat.Tensor) error {
 		f.weightGrad(f.w[i], da, f.x[i], width, in)
 		if i > 0 {
 			dx = make([]float64, l*in)
-			product(f.c.workers, l, in, width, rows(da, width), rows(double(f.w[i]), in), dx, in, false)
+			product(f.c.workers, l, in, width, rows(da, width), rows(doubles[T](f.w[i]), in), dx, in, false)
 		}
 	}
 	f.give(f.phi, dphi)
@@ -140,7 +141,7 @@ func (f *filter) Backward(g mat.Tensor) error {
 }
 
 // weightGrad gives w its gradient dyᵀ x [m, k].
-func (f *filter) weightGrad(w mat.Tensor, dy, x []float64, m, k int) {
+func (f *filter[T]) weightGrad(w mat.Tensor, dy, x []float64, m, k int) {
 	if w.RequiresGrad() {
 		dw := make([]float64, m*k)
 		product(f.c.workers, m, k, f.length, across(dy, m), rows(x, k), dw, k, false)
@@ -149,19 +150,19 @@ func (f *filter) weightGrad(w mat.Tensor, dy, x []float64, m, k int) {
 }
 
 // give gives a weight its gradient, rounded to float32.
-func (f *filter) give(w mat.Tensor, g []float64) {
+func (f *filter[T]) give(w mat.Tensor, g []float64) {
 	if !w.RequiresGrad() {
 		return
 	}
 	t := f.c.tensor(w.Shape()[0], w.Shape()[1])
 	for i, v := range g {
-		t.v[i] = float32(v)
+		t.v[i] = T(v)
 	}
 	w.AccGrad(t)
 }
 
-func double(t mat.Tensor) []float64 {
-	v := values(t)
+func doubles[T simd.Float](t mat.Tensor) []float64 {
+	v := values[T](t)
 	w := make([]float64, len(v))
 	for i, x := range v {
 		w[i] = float64(x)

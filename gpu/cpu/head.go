@@ -20,29 +20,29 @@ import (
 //
 // The loss is the graph's root, so its gradients are computed on the way
 // forward, while a row's logits are at hand; Backward scales them.
-type head struct {
-	c      context
+type head[T simd.Float] struct {
+	c      context[T]
 	x, w   mat.Tensor
 	tokens []int32
 	length int
 
 	weight      float64 // w; 0 is cross entropy alone
 	temperature float64
-	teacherX    []float32 // [N, D′], the teacher's x, and its W [V, D′]
-	teacherW    []float32
+	teacherX    []T // [N, D′], the teacher's x, and its W [V, D′]
+	teacherW    []T
 
 	value  float64
 	nll    []float64 // [N]: −log p of the next token; 0 where there is none
-	dx, dw *tensor
+	dx, dw *tensor[T]
 }
 
-func (f *head) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.w} }
+func (f *head[T]) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.w} }
 
 // headRows is how many rows of logits exist at a time: about 4 MB of them.
 func headRows(vocab int) int { return min(512, max(48, 1<<20/vocab/48*48)) }
 
-func (f *head) Forward() (mat.Tensor, error) {
-	x, w := values(f.x), values(f.w)
+func (f *head[T]) Forward() (mat.Tensor, error) {
+	x, w := values[T](f.x), values[T](f.w)
 	d := f.x.Shape()[1]
 	n, v := len(x)/d, len(w)/d
 	train := anyGrad(f.Operands())
@@ -53,7 +53,7 @@ func (f *head) Forward() (mat.Tensor, error) {
 	kl := make([]float64, n)
 	block := min(n, headRows(v))
 	s := f.c.take(block * v)
-	var soft, teacher []float32
+	var soft, teacher []T
 	if f.weight > 0 {
 		soft, teacher = f.c.take(block*v), f.c.take(block*v)
 	}
@@ -71,7 +71,7 @@ func (f *head) Forward() (mat.Tensor, error) {
 			}
 			f.nll[from+i] = f.hardRow(row, from+i, train)
 			if f.weight > 0 && train {
-				simd.AddScaled(row, soft[i*v:(i+1)*v], float32(f.weight*f.temperature/float64(n)))
+				simd.AddScaled(row, soft[i*v:(i+1)*v], T(f.weight*f.temperature/float64(n)))
 			}
 		})
 		if train {
@@ -90,15 +90,15 @@ func (f *head) Forward() (mat.Tensor, error) {
 	if f.weight > 0 {
 		f.value += f.weight * f.temperature * f.temperature * soften / float64(n)
 	}
-	return newTensor([]float32{float32(f.value)}, 1, 1), nil
+	return newTensor([]T{T(f.value)}, 1, 1), nil
 }
 
 // predictions counts the positions with a next token.
-func (f *head) predictions(n int) int { return n - n/f.length }
+func (f *head[T]) predictions(n int) int { return n - n/f.length }
 
 // hardRow is −log p of position n's next token. It turns the row's logits into
 // their gradient where that is asked for.
-func (f *head) hardRow(s []float32, n int, train bool) float64 {
+func (f *head[T]) hardRow(s []T, n int, train bool) float64 {
 	if n%f.length == f.length-1 {
 		if train {
 			clear(s)
@@ -110,32 +110,32 @@ func (f *head) hardRow(s []float32, n int, train bool) float64 {
 	sum := simd.Exp(s, s, 1, top)
 	if train {
 		scale := (1 - f.weight) / float64(f.predictions(len(f.nll)))
-		simd.Scale(s, s, float32(scale/sum))
-		s[target] -= float32(scale)
+		simd.Scale(s, s, T(scale/sum))
+		s[target] -= T(scale)
 	}
 	return math.Log(sum) - (float64(logit) - float64(top))
 }
 
 // softRow is Σ t (log t − log p); it sets p to p − t and spends t.
-func (f *head) softRow(s, p, t []float32) float64 {
-	inv := float32(1 / f.temperature)
+func (f *head[T]) softRow(s, p, t []T) float64 {
+	inv := T(1 / f.temperature)
 	topS, topT := simd.Max(s), simd.Max(t)
 	sumS := simd.Exp(p, s, inv, topS)
 	sumT, cross := 0.0, 0.0 // of t's exponentials, and of their products with the logits' differences
 	for i := range t {
 		gap := (float64(t[i]) - float64(topT)) - (float64(s[i]) - float64(topS))
 		e := math.Exp((float64(t[i]) - float64(topT)) / f.temperature)
-		t[i] = float32(e)
+		t[i] = T(e)
 		sumT += e
 		cross += e * gap
 	}
-	simd.Scale(p, p, float32(1/sumS))
-	simd.AddScaled(p, t, float32(-1/sumT))
+	simd.Scale(p, p, T(1/sumS))
+	simd.AddScaled(p, t, T(-1/sumT))
 	return cross/sumT/f.temperature - math.Log(sumT) + math.Log(sumS)
 }
 
-func (f *head) Backward(g mat.Tensor) error {
-	if scale := values(g)[0]; scale != 1 {
+func (f *head[T]) Backward(g mat.Tensor) error {
+	if scale := values[T](g)[0]; scale != 1 {
 		simd.Scale(f.dx.v, f.dx.v, scale)
 		simd.Scale(f.dw.v, f.dw.v, scale)
 	}

@@ -18,20 +18,20 @@ import (
 // (∗ is the causal convolution and ⋆ its transpose, the correlation.) z, p and y
 // are row-major by position; u and s lie by channel, [D, rows, L], for the long
 // convolution's sake.
-type hyena struct {
-	c       context
+type hyena[T simd.Float] struct {
+	c       context[T]
 	z, w, b mat.Tensor
 	h, beta mat.Tensor
 	length  int
-	p, u, s []float32 // kept for backward
+	p, u, s []T // kept for backward
 }
 
-func (f *hyena) Operands() []mat.Tensor { return []mat.Tensor{f.z, f.w, f.b, f.h, f.beta} }
+func (f *hyena[T]) Operands() []mat.Tensor { return []mat.Tensor{f.z, f.w, f.b, f.h, f.beta} }
 
 // sizes are the sequences, their length and the channels.
-func (f *hyena) sizes() (n, l, d int) { return f.z.Shape()[0] / f.length, f.length, f.beta.Size() }
+func (f *hyena[T]) sizes() (n, l, d int) { return f.z.Shape()[0] / f.length, f.length, f.beta.Size() }
 
-func (f *hyena) Forward() (mat.Tensor, error) {
+func (f *hyena[T]) Forward() (mat.Tensor, error) {
 	n, l, d := f.sizes()
 	f.p, f.u, f.s = f.c.take(n*l*3*d), f.c.take(n*l*d), f.c.take(n*l*d)
 	f.shortForward()
@@ -39,8 +39,8 @@ func (f *hyena) Forward() (mat.Tensor, error) {
 		p := f.p[(row*l+t)*3*d:]
 		f.u[(c*n+row)*l+t] = p[d+c] * p[2*d+c]
 	})
-	longConvolution(f.c.workers, f.s, f.u, values(f.h), n, l, d)
-	beta := values(f.beta)
+	longConvolution(f.c.workers, f.s, f.u, values[T](f.h), n, l, d)
+	beta := values[T](f.beta)
 	f.c.workers.each(d, func(c int) {
 		simd.AddScaled(f.s[c*n*l:(c+1)*n*l], f.u[c*n*l:(c+1)*n*l], beta[c])
 	})
@@ -51,16 +51,16 @@ func (f *hyena) Forward() (mat.Tensor, error) {
 	return y, nil
 }
 
-func (f *hyena) Backward(g mat.Tensor) error {
+func (f *hyena[T]) Backward(g mat.Tensor) error {
 	n, l, d := f.sizes()
-	dy, beta := values(g), values(f.beta)
+	dy, beta := values[T](g), values[T](f.beta)
 	dp, ds, du := f.c.take(n*l*3*d), f.c.take(n*l*d), f.c.take(n*l*d)
 	f.byChannel(func(row, c, t int) {
 		i := row*l + t
 		dp[i*3*d+c] = dy[i*d+c] * f.s[(c*n+row)*l+t]
 		ds[(c*n+row)*l+t] = dy[i*d+c] * f.p[i*3*d+c]
 	})
-	longCorrelation(f.c.workers, du, ds, values(f.h), n, l, d)
+	longCorrelation(f.c.workers, du, ds, values[T](f.h), n, l, d)
 	f.c.workers.each(d, func(c int) {
 		simd.AddScaled(du[c*n*l:(c+1)*n*l], ds[c*n*l:(c+1)*n*l], beta[c])
 	})
@@ -77,7 +77,7 @@ func (f *hyena) Backward(g mat.Tensor) error {
 	if f.beta.RequiresGrad() {
 		db := f.c.tensor(d, 1)
 		f.c.workers.each(d, func(c int) {
-			db.v[c] = float32(dot(ds[c*n*l:(c+1)*n*l], f.u[c*n*l:(c+1)*n*l]))
+			db.v[c] = T(dot(ds[c*n*l:(c+1)*n*l], f.u[c*n*l:(c+1)*n*l]))
 		})
 		f.beta.AccGrad(db)
 	}
@@ -87,7 +87,7 @@ func (f *hyena) Backward(g mat.Tensor) error {
 
 // byChannel visits every (sequence, channel, position), a patch of neighbouring
 // channels and positions at a time, so that both layouts are read by cache lines.
-func (f *hyena) byChannel(visit func(row, c, t int)) {
+func (f *hyena[T]) byChannel(visit func(row, c, t int)) {
 	n, l, d := f.sizes()
 	const patch = 32
 	f.c.workers.slice(n*l, patch, func(from, to int) {
@@ -103,19 +103,19 @@ func (f *hyena) byChannel(visit func(row, c, t int)) {
 }
 
 // taps are the short filter's three columns, w [3D, 3] across.
-func taps(w []float32) (w0, w1, w2 []float32) {
+func taps[T simd.Float](w []T) (w0, w1, w2 []T) {
 	n := len(w) / 3
-	b := make([]float32, 3*n)
+	b := make([]T, 3*n)
 	for c := range n {
 		b[c], b[n+c], b[2*n+c] = w[3*c], w[3*c+1], w[3*c+2]
 	}
 	return b[:n], b[n : 2*n], b[2*n:]
 }
 
-func (f *hyena) shortForward() {
+func (f *hyena[T]) shortForward() {
 	n, l, d := f.sizes()
-	z, b, m := values(f.z), values(f.b), 3*d
-	w0, w1, w2 := taps(values(f.w))
+	z, b, m := values[T](f.z), values[T](f.b), 3*d
+	w0, w1, w2 := taps(values[T](f.w))
 	f.c.workers.slice(n*l, 64, func(from, to int) {
 		for i := from; i < to; i++ {
 			p, t := f.p[i*m:(i+1)*m], i%l
@@ -131,10 +131,10 @@ func (f *hyena) shortForward() {
 	})
 }
 
-func (f *hyena) shortBackward(dp []float32) {
+func (f *hyena[T]) shortBackward(dp []T) {
 	n, l, d := f.sizes()
-	z, m := values(f.z), 3*d
-	w0, w1, w2 := taps(values(f.w))
+	z, m := values[T](f.z), 3*d
+	w0, w1, w2 := taps(values[T](f.w))
 	if f.z.RequiresGrad() {
 		dz := f.c.tensor(n*l, m)
 		f.c.workers.slice(n*l, 64, func(from, to int) {
@@ -158,7 +158,7 @@ func (f *hyena) shortBackward(dp []float32) {
 	}
 	if f.w.RequiresGrad() {
 		dw := f.c.tensor(m, 3)
-		tap := make([]float32, m)
+		tap := make([]T, m)
 		for i := range 3 {
 			f.c.sumShifted(tap, dp, z, l, 2-i)
 			for c, v := range tap {

@@ -10,15 +10,15 @@ import (
 //
 //	x [N, K], W [M, K], b [M] → y [N, M]
 //	dx = dy W,  dW = dyᵀ x,  db = Σ_n dy_n
-type linear struct {
-	c       context
+type linear[T simd.Float] struct {
+	c       context[T]
 	x, w, b mat.Tensor
 }
 
-func (f *linear) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.w, f.b} }
+func (f *linear[T]) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.w, f.b} }
 
-func (f *linear) Forward() (mat.Tensor, error) {
-	x, w, b := values(f.x), values(f.w), values(f.b)
+func (f *linear[T]) Forward() (mat.Tensor, error) {
+	x, w, b := values[T](f.x), values[T](f.w), values[T](f.b)
 	m := len(b)
 	k := len(w) / m
 	n := len(x) / k
@@ -27,8 +27,8 @@ func (f *linear) Forward() (mat.Tensor, error) {
 	return y, nil
 }
 
-func (f *linear) Backward(g mat.Tensor) error {
-	x, w, b, dy := values(f.x), values(f.w), values(f.b), values(g)
+func (f *linear[T]) Backward(g mat.Tensor) error {
+	x, w, b, dy := values[T](f.x), values[T](f.w), values[T](f.b), values[T](g)
 	m := len(b)
 	k := len(w) / m
 	n := len(x) / k
@@ -42,7 +42,7 @@ func (f *linear) Backward(g mat.Tensor) error {
 }
 
 // affine sets y = x Wᵀ + b, for as many rows as x has.
-func affine(wk workers, y, x, w, b []float32) {
+func affine[T simd.Float](wk workers, y, x, w, b []T) {
 	m := len(b)
 	k := len(w) / m
 	n := len(x) / k
@@ -56,7 +56,7 @@ func affine(wk workers, y, x, w, b []float32) {
 
 // weightGrads gives a layer's weights their gradients, dW = dyᵀ x [m, k] and
 // db = Σ dy [m], where they are trained.
-func (c context) weightGrads(w, b mat.Tensor, dy, x []float32, n, m, k int) {
+func (c context[T]) weightGrads(w, b mat.Tensor, dy, x []T, n, m, k int) {
 	if w.RequiresGrad() {
 		dw := c.tensor(m, k)
 		product(c.workers, m, k, n, across(dy, m), rows(x, k), dw.v, k, false)
@@ -70,17 +70,17 @@ func (c context) weightGrads(w, b mat.Tensor, dy, x []float32, n, m, k int) {
 }
 
 // sumRows sets dst [m] to Σ_n x_n, or to Σ_n x_n ⊙ y_n where y is given.
-func (c context) sumRows(dst, x, y []float32) { c.sumShifted(dst, x, y, len(x), 0) }
+func (c context[T]) sumRows(dst, x, y []T) { c.sumShifted(dst, x, y, len(x), 0) }
 
 // sumShifted sets dst [m] to Σ_n x_n ⊙ y_{n−shift} over the rows n that are at
 // least shift rows into their sequence of length rows: sums of 64 rows in
 // float32, sums of those in float64. Without y it sums the x_n.
-func (c context) sumShifted(dst, x, y []float32, length, shift int) {
+func (c context[T]) sumShifted(dst, x, y []T, length, shift int) {
 	const block = 64
 	m := len(dst)
 	n := len(x) / m
 	blocks := (n + block - 1) / block
-	partial := borrow[float32](blocks * m)
+	partial := borrow[T](blocks * m)
 	defer giveBack(partial)
 	c.workers.slice(n, block, func(from, to int) {
 		p := (*partial)[from/block*m:][:m]
@@ -99,8 +99,6 @@ func (c context) sumShifted(dst, x, y []float32, length, shift int) {
 		for i := range blocks {
 			s += float64((*partial)[i*m+j])
 		}
-		dst[j] = float32(s)
+		dst[j] = T(s)
 	}
 }
-
-func add(dst, x []float32) { simd.Add(dst, x) }

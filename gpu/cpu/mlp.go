@@ -11,23 +11,23 @@ import (
 //	x [N, D], W₁ [H, D], b₁ [H], W₂ [D, H], b₂ [D] → y [N, D]
 //	h = x W₁ᵀ + b₁,  a = gelu(h),  y = a W₂ᵀ + b₂
 //	dh = gelu′(h) ⊙ (dy W₂),  dx = dh W₁,  dW₁ = dhᵀ x,  dW₂ = dyᵀ a
-type mlp struct {
-	c              context
+type mlp[T simd.Float] struct {
+	c              context[T]
 	x              mat.Tensor
 	w1, b1, w2, b2 mat.Tensor
-	a, slope       []float32 // [N, H], gelu(h) and gelu′(h), kept for backward
+	a, slope       []T // [N, H], gelu(h) and gelu′(h), kept for backward
 }
 
-func (f *mlp) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.w1, f.b1, f.w2, f.b2} }
+func (f *mlp[T]) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.w1, f.b1, f.w2, f.b2} }
 
-func (f *mlp) sizes() (n, d, h int) {
+func (f *mlp[T]) sizes() (n, d, h int) {
 	d, h = f.b2.Size(), f.b1.Size()
 	return f.x.Size() / d, d, h
 }
 
-func (f *mlp) Forward() (mat.Tensor, error) {
+func (f *mlp[T]) Forward() (mat.Tensor, error) {
 	n, d, h := f.sizes()
-	x, y := values(f.x), f.c.tensor(n, d)
+	x, y := values[T](f.x), f.c.tensor(n, d)
 	if anyGrad(f.Operands()) {
 		f.a, f.slope = f.c.take(n*h), f.c.take(n*h)
 		f.rows(y.v, x, f.a, f.slope)
@@ -43,19 +43,19 @@ func (f *mlp) Forward() (mat.Tensor, error) {
 	return y, nil
 }
 
-func (f *mlp) rows(y, x, a, slope []float32) {
-	affine(f.c.workers, a, x, values(f.w1), values(f.b1))
+func (f *mlp[T]) rows(y, x, a, slope []T) {
+	affine(f.c.workers, a, x, values[T](f.w1), values[T](f.b1))
 	f.c.workers.slice(len(a), 1<<13, func(from, to int) {
 		simd.GELU(a[from:to], slope[from:to], a[from:to])
 	})
-	affine(f.c.workers, y, a, values(f.w2), values(f.b2))
+	affine(f.c.workers, y, a, values[T](f.w2), values[T](f.b2))
 }
 
-func (f *mlp) Backward(g mat.Tensor) error {
+func (f *mlp[T]) Backward(g mat.Tensor) error {
 	n, d, h := f.sizes()
-	x, dy := values(f.x), values(g)
+	x, dy := values[T](f.x), values[T](g)
 	dh := f.c.take(n * h)
-	product(f.c.workers, n, h, d, rows(dy, d), rows(values(f.w2), h), dh, h, false)
+	product(f.c.workers, n, h, d, rows(dy, d), rows(values[T](f.w2), h), dh, h, false)
 	f.c.workers.slice(n*h, 1<<13, func(from, to int) {
 		simd.Product(dh[from:to], dh[from:to], f.slope[from:to])
 	})
@@ -63,7 +63,7 @@ func (f *mlp) Backward(g mat.Tensor) error {
 	f.c.weightGrads(f.w1, f.b1, dh, x, n, h, d)
 	if f.x.RequiresGrad() {
 		dx := f.c.tensor(n, d)
-		product(f.c.workers, n, d, h, rows(dh, h), rows(values(f.w1), d), dx.v, d, false)
+		product(f.c.workers, n, d, h, rows(dh, h), rows(values[T](f.w1), d), dx.v, d, false)
 		f.x.AccGrad(dx)
 	}
 	return nil

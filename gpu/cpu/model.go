@@ -4,38 +4,80 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"unsafe"
 
 	"github.com/nlpodyssey/spago/ag"
 	"github.com/nlpodyssey/spago/mat"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/gpu/cpu/simd"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 )
 
-// Model is a model in this engine's hands: weights as leaves of spago's graph,
+// model is a model in this engine's hands: weights as leaves of spago's graph,
 // AdamW's state, and the buffers of a step.
-type Model struct {
-	context
+type model[T simd.Float] struct {
+	context[T]
 	engine  *engine
 	config  checkpoint.Config
 	options gpu.Options
 	specs   []checkpoint.Spec
-	weights map[string]*tensor  // [Shape[0], the rest]
-	moments map[string]*moments // of the weights trained so far
-	rotary  *rotary             // of a GPTNeoX
-	grid    *grid               // of a HyenaNeoX
-	filters map[int]*tensor     // by block, what longFilter keeps
-	shape   [2]int              // rows and length of the last batch
+	weights map[string]*tensor[T]  // [Shape[0], the rest]
+	moments map[string]*moments[T] // of the weights trained so far
+	rotary  *rotary[T]             // of a GPTNeoX
+	grid    *grid                  // of a HyenaNeoX
+	filters map[int]*tensor[T]     // by block, what longFilter keeps
+	shape   [2]int                 // rows and length of the last batch
 	closed  bool
+}
+
+func newModel[T simd.Float](e *engine, src *checkpoint.Model, o gpu.Options) *model[T] {
+	m := &model[T]{engine: e, config: src.Config, options: o, specs: src.Config.Specs(),
+		context: context[T]{newArena[T](), e.workers},
+		weights: map[string]*tensor[T]{}, moments: map[string]*moments[T]{}, filters: map[int]*tensor[T]{}}
+	for _, s := range m.specs {
+		m.weights[s.Name] = newTensor(convert[T](src.Weights[s.Name]), s.Shape[0], s.Size()/s.Shape[0])
+	}
+	if c := src.Config; c.Architecture == checkpoint.GPTNeoX {
+		m.rotary = newRotary[T](c.Context, c.RotaryDims(), c.Attention.RotaryBase)
+	} else {
+		m.grid = newGrid(c)
+	}
+	return m
+}
+
+// convert copies a slice to another precision, or the same.
+func convert[To, From simd.Float](x []From) []To {
+	y := make([]To, len(x))
+	if same, ok := any(x).([]To); ok {
+		copy(y, same)
+		return y
+	}
+	for i, v := range x {
+		y[i] = To(v)
+	}
+	return y
+}
+
+// bytes counts weights, optimiser state and buffers.
+func (m *model[T]) bytes() int64 {
+	n := 0
+	for _, w := range m.weights {
+		n += len(w.v)
+	}
+	for _, s := range m.moments {
+		n += 2 * len(s.mean)
+	}
+	return m.arena.bytes + int64(n)*int64(unsafe.Sizeof(T(0)))
 }
 
 var errClosed = errors.New("cpu: the model is closed")
 
 // Config is the model's configuration.
-func (m *Model) Config() checkpoint.Config { return m.config }
+func (m *model[T]) Config() checkpoint.Config { return m.config }
 
 // begin prepares for a batch: no weight asks for a gradient, every buffer is free.
-func (m *Model) begin(b gpu.Batch) error {
+func (m *model[T]) begin(b gpu.Batch) error {
 	if m.closed {
 		return errClosed
 	}
@@ -55,7 +97,7 @@ func (m *Model) begin(b gpu.Batch) error {
 }
 
 // Hidden is the residual stream after each of the named blocks.
-func (m *Model) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
+func (m *model[T]) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
 	if err := m.begin(b); err != nil {
 		return nil, err
 	}
@@ -68,33 +110,33 @@ func (m *Model) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
 		}
 	}
 	var out [][]float32
-	m.frozen(b.Tokens, b.Length, layers[len(layers)-1], func(layer int, x []float32) {
+	m.frozen(b.Tokens, b.Length, layers[len(layers)-1], func(layer int, x []T) {
 		if layer == layers[len(out)] {
-			out = append(out, append([]float32(nil), x...))
+			out = append(out, convert[float32](x))
 		}
 	})
 	return out, nil
 }
 
 // Logits are Rows·Length·Vocab values.
-func (m *Model) Logits(b gpu.Batch) ([]float32, error) {
+func (m *model[T]) Logits(b gpu.Batch) ([]float32, error) {
 	if err := m.begin(b); err != nil {
 		return nil, err
 	}
 	c := m.config
-	x := values(m.norm(m.frozen(b.Tokens, b.Length, c.Layers-1, nil)))
-	s := make([]float32, len(b.Tokens)*c.Vocab)
+	x := values[T](m.norm(m.frozen(b.Tokens, b.Length, c.Layers-1, nil)))
+	s := make([]T, len(b.Tokens)*c.Vocab)
 	product(m.workers, len(b.Tokens), c.Vocab, c.Dim, rows(x, c.Dim), across(m.weights[checkpoint.EmbedOut].v, c.Dim), s, c.Vocab, false)
-	return s, nil
+	return convert[float32](s), nil
 }
 
 // Score is −log p of each token after a row's first.
-func (m *Model) Score(b gpu.Batch) ([]float32, error) {
+func (m *model[T]) Score(b gpu.Batch) ([]float32, error) {
 	if err := m.begin(b); err != nil {
 		return nil, err
 	}
 	x := m.norm(m.frozen(b.Tokens, b.Length, m.config.Layers-1, nil))
-	h := &head{c: m.context, x: x, w: m.weights[checkpoint.EmbedOut], tokens: b.Tokens, length: b.Length}
+	h := &head[T]{c: m.context, x: x, w: m.weights[checkpoint.EmbedOut], tokens: b.Tokens, length: b.Length}
 	run(h)
 	scores := make([]float32, 0, b.Rows*(b.Length-1))
 	for i, v := range h.nll {
@@ -106,7 +148,7 @@ func (m *Model) Score(b gpu.Batch) ([]float32, error) {
 }
 
 // Step computes loss and gradients and updates the weights the objective trains.
-func (m *Model) Step(s gpu.Step) (gpu.Result, error) {
+func (m *model[T]) Step(s gpu.Step) (gpu.Result, error) {
 	r, err := m.gradients(s)
 	if err != nil || !finite(r.Loss) || !finite(r.Norm) {
 		return r, err
@@ -122,7 +164,7 @@ func (m *Model) Step(s gpu.Step) (gpu.Result, error) {
 		}
 		state := m.moments[spec.Name]
 		if state == nil {
-			state = &moments{mean: make([]float32, len(w.v)), variance: make([]float32, len(w.v))}
+			state = &moments[T]{mean: make([]T, len(w.v)), variance: make([]T, len(w.v))}
 			m.moments[spec.Name] = state
 		}
 		state.update(m.workers, w.v, w.grad.v, m.options.Optimizer, s.Rate, scale, spec.Decays())
@@ -132,7 +174,7 @@ func (m *Model) Step(s gpu.Step) (gpu.Result, error) {
 }
 
 // Gradients is Step without the update.
-func (m *Model) Gradients(s gpu.Step) (gpu.Result, map[string][]float32, error) {
+func (m *model[T]) Gradients(s gpu.Step) (gpu.Result, map[string][]float32, error) {
 	r, err := m.gradients(s)
 	if err != nil {
 		return r, nil, err
@@ -140,14 +182,14 @@ func (m *Model) Gradients(s gpu.Step) (gpu.Result, map[string][]float32, error) 
 	g := map[string][]float32{}
 	for name, w := range m.weights {
 		if w.HasGrad() {
-			g[name] = append([]float32(nil), w.grad.v...)
+			g[name] = convert[float32](w.grad.v)
 		}
 	}
 	return r, g, nil
 }
 
 // gradients leaves the gradient of every weight that the step trains with the weight.
-func (m *Model) gradients(s gpu.Step) (gpu.Result, error) {
+func (m *model[T]) gradients(s gpu.Step) (gpu.Result, error) {
 	if !m.options.Train && !m.closed {
 		return gpu.Result{}, errors.New("cpu: step: the model was opened without Train")
 	}
@@ -181,7 +223,7 @@ func (m *Model) gradients(s gpu.Step) (gpu.Result, error) {
 }
 
 // loss builds the graph of a step. value is the loss in float64.
-func (m *Model) loss(s gpu.Step) (root mat.Tensor, value *float64, err error) {
+func (m *model[T]) loss(s gpu.Step) (root mat.Tensor, value *float64, err error) {
 	train := func() {
 		for _, spec := range m.specs {
 			m.weights[spec.Name].SetRequiresGrad(s.Trains(spec))
@@ -189,10 +231,10 @@ func (m *Model) loss(s gpu.Step) (root mat.Tensor, value *float64, err error) {
 	}
 	switch s.Objective {
 	case gpu.LayerMSE, gpu.JointMSE:
-		f := &mse{c: m.context}
+		f := &mse[T]{c: m.context}
 		for _, t := range s.Targets {
-			v := m.arena.take(len(s.Tokens) * m.config.Dim)
-			if err := t.Decode(v); err != nil {
+			v, err := m.decode(t, len(s.Tokens)*m.config.Dim)
+			if err != nil {
 				return nil, nil, fmt.Errorf("cpu: step: %w", err)
 			}
 			f.targets = append(f.targets, v)
@@ -216,7 +258,7 @@ func (m *Model) loss(s gpu.Step) (root mat.Tensor, value *float64, err error) {
 		}
 		return run(f), &f.value, nil
 	default:
-		f := &head{c: m.context, w: m.weights[checkpoint.EmbedOut], tokens: s.Tokens, length: s.Length}
+		f := &head[T]{c: m.context, w: m.weights[checkpoint.EmbedOut], tokens: s.Tokens, length: s.Length}
 		if s.Objective == gpu.SoftTargets {
 			if f.teacherX, f.teacherW, err = m.teacher(s); err != nil {
 				return nil, nil, err
@@ -233,12 +275,23 @@ func (m *Model) loss(s gpu.Step) (root mat.Tensor, value *float64, err error) {
 	}
 }
 
+// decode is a target's n values.
+func (m *model[T]) decode(t gpu.Target, n int) ([]T, error) {
+	v := m.arena.take(n)
+	if same, ok := any(v).([]float32); ok {
+		return v, t.Decode(same)
+	}
+	single := make([]float32, n)
+	err := t.Decode(single)
+	return convert[T](single), err
+}
+
 // teacher is the input of the teacher's output embedding for a step's batch,
 // and that embedding.
-func (m *Model) teacher(s gpu.Step) (x, w []float32, err error) {
-	t, ok := s.Teacher.(*Model)
+func (m *model[T]) teacher(s gpu.Step) (x, w []T, err error) {
+	t, ok := s.Teacher.(*model[T])
 	if !ok || t.engine != m.engine {
-		return nil, nil, errors.New("cpu: step: the teacher is a model of another engine")
+		return nil, nil, errors.New("cpu: step: the teacher is a model of another engine or precision")
 	}
 	if t == m {
 		return nil, nil, errors.New("cpu: step: the teacher is the model that is trained")
@@ -246,45 +299,45 @@ func (m *Model) teacher(s gpu.Step) (x, w []float32, err error) {
 	if err := t.begin(s.Batch); err != nil {
 		return nil, nil, fmt.Errorf("%w (teacher)", err)
 	}
-	return values(t.norm(t.frozen(s.Tokens, s.Length, t.config.Layers-1, nil))), t.weights[checkpoint.EmbedOut].v, nil
+	return values[T](t.norm(t.frozen(s.Tokens, s.Length, t.config.Layers-1, nil))), t.weights[checkpoint.EmbedOut].v, nil
 }
 
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
 // Model copies the weights back.
-func (m *Model) Model() (*checkpoint.Model, error) {
+func (m *model[T]) Model() (*checkpoint.Model, error) {
 	if m.closed {
 		return nil, errClosed
 	}
 	c := &checkpoint.Model{Config: m.config, Weights: map[string][]float32{}}
 	for name, w := range m.weights {
-		c.Weights[name] = append([]float32(nil), w.v...)
+		c.Weights[name] = convert[float32](w.v)
 	}
 	return c, nil
 }
 
 // Optimizer copies AdamW's state back.
-func (m *Model) Optimizer() (*checkpoint.Optimizer, error) {
+func (m *model[T]) Optimizer() (*checkpoint.Optimizer, error) {
 	if m.closed {
 		return nil, errClosed
 	}
 	o := &checkpoint.Optimizer{Mean: map[string][]float32{}, Variance: map[string][]float32{}, Steps: map[string]int64{}}
 	for name, s := range m.moments {
-		o.Mean[name], o.Variance[name] = append([]float32(nil), s.mean...), append([]float32(nil), s.variance...)
+		o.Mean[name], o.Variance[name] = convert[float32](s.mean), convert[float32](s.variance)
 		o.Steps[name] = s.steps
 	}
 	return o, nil
 }
 
 // Restore sets AdamW's state; weights that it does not name start anew.
-func (m *Model) Restore(o *checkpoint.Optimizer) error {
+func (m *model[T]) Restore(o *checkpoint.Optimizer) error {
 	if m.closed {
 		return errClosed
 	}
 	if len(o.Mean) != len(o.Steps) || len(o.Variance) != len(o.Steps) {
 		return fmt.Errorf("cpu: restore: %d means, %d variances and %d step counts", len(o.Mean), len(o.Variance), len(o.Steps))
 	}
-	state := map[string]*moments{}
+	state := map[string]*moments[T]{}
 	for name, steps := range o.Steps {
 		w := m.weights[name]
 		if w == nil {
@@ -293,14 +346,14 @@ func (m *Model) Restore(o *checkpoint.Optimizer) error {
 		if len(o.Mean[name]) != len(w.v) || len(o.Variance[name]) != len(w.v) || steps < 1 {
 			return fmt.Errorf("cpu: restore: weight %s: %d means and %d variances after %d steps, want %d each", name, len(o.Mean[name]), len(o.Variance[name]), steps, len(w.v))
 		}
-		state[name] = &moments{steps, append([]float32(nil), o.Mean[name]...), append([]float32(nil), o.Variance[name]...)}
+		state[name] = &moments[T]{steps, convert[T](o.Mean[name]), convert[T](o.Variance[name])}
 	}
 	m.moments = state
 	return nil
 }
 
 // Close frees the model.
-func (m *Model) Close() error {
+func (m *model[T]) Close() error {
 	delete(m.engine.models, m)
 	m.closed = true
 	m.weights, m.moments, m.filters = nil, nil, nil

@@ -18,26 +18,26 @@ import (
 // standardise: x [N, D] → x̂ [N, D].
 //
 //	dx = r·(g − mean(g) − x̂·mean(g ⊙ x̂)),  g = dx̂
-type standardise struct {
-	c   context
+type standardise[T simd.Float] struct {
+	c   context[T]
 	x   mat.Tensor
 	dim int
 	eps float64
-	out *tensor
-	r   []float32 // [N], kept for backward
+	out *tensor[T]
+	r   []T // [N], kept for backward
 }
 
-func (f *standardise) Operands() []mat.Tensor { return []mat.Tensor{f.x} }
+func (f *standardise[T]) Operands() []mat.Tensor { return []mat.Tensor{f.x} }
 
-func (f *standardise) Forward() (mat.Tensor, error) {
-	x, d := values(f.x), f.dim
+func (f *standardise[T]) Forward() (mat.Tensor, error) {
+	x, d := values[T](f.x), f.dim
 	n := len(x) / d
 	f.out, f.r = f.c.tensor(n, d), f.c.take(n)
 	f.c.workers.slice(n, 64, func(from, to int) {
 		for i := from; i < to; i++ {
 			row, y := x[i*d:(i+1)*d], f.out.v[i*d:(i+1)*d]
 			mean := sum(row) / float64(d)
-			m := float32(mean)
+			m := T(mean)
 			for j, v := range row {
 				y[j] = v - m
 			}
@@ -45,21 +45,21 @@ func (f *standardise) Forward() (mat.Tensor, error) {
 			off := mean - float64(m)
 			variance := dot(y, y)/float64(d) - off*off
 			r := 1 / math.Sqrt(variance+f.eps)
-			f.r[i] = float32(r)
-			simd.Scale(y, y, float32(r))
+			f.r[i] = T(r)
+			simd.Scale(y, y, T(r))
 		}
 	})
 	return f.out, nil
 }
 
-func (f *standardise) Backward(gy mat.Tensor) error {
-	g, d := values(gy), f.dim
+func (f *standardise[T]) Backward(gy mat.Tensor) error {
+	g, d := values[T](gy), f.dim
 	n := len(g) / d
 	dx := f.c.tensor(n, d)
 	f.c.workers.slice(n, 64, func(from, to int) {
 		for i := from; i < to; i++ {
 			gi, xi, o := g[i*d:(i+1)*d], f.out.v[i*d:(i+1)*d], dx.v[i*d:(i+1)*d]
-			mean, slope := float32(sum(gi)/float64(d)), float32(dot(gi, xi)/float64(d))
+			mean, slope := T(sum(gi)/float64(d)), T(dot(gi, xi)/float64(d))
 			r := f.r[i]
 			for j, v := range gi {
 				o[j] = r * (v - mean - xi[j]*slope)
@@ -73,16 +73,16 @@ func (f *standardise) Backward(gy mat.Tensor) error {
 // scaleShift: x̂ [N, D], γ [D], β [D] → y [N, D].
 //
 //	dx̂ = γ ⊙ dy,  dγ = Σ_n dy_n ⊙ x̂_n,  dβ = Σ_n dy_n
-type scaleShift struct {
-	c           context
+type scaleShift[T simd.Float] struct {
+	c           context[T]
 	x           mat.Tensor
 	gamma, beta mat.Tensor
 }
 
-func (f *scaleShift) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.gamma, f.beta} }
+func (f *scaleShift[T]) Operands() []mat.Tensor { return []mat.Tensor{f.x, f.gamma, f.beta} }
 
-func (f *scaleShift) Forward() (mat.Tensor, error) {
-	x, gamma, beta := values(f.x), values(f.gamma), values(f.beta)
+func (f *scaleShift[T]) Forward() (mat.Tensor, error) {
+	x, gamma, beta := values[T](f.x), values[T](f.gamma), values[T](f.beta)
 	d := len(gamma)
 	n := len(x) / d
 	y := f.c.tensor(n, d)
@@ -96,8 +96,8 @@ func (f *scaleShift) Forward() (mat.Tensor, error) {
 	return y, nil
 }
 
-func (f *scaleShift) Backward(gy mat.Tensor) error {
-	x, gamma, dy := values(f.x), values(f.gamma), values(gy)
+func (f *scaleShift[T]) Backward(gy mat.Tensor) error {
+	x, gamma, dy := values[T](f.x), values[T](f.gamma), values[T](gy)
 	d := len(gamma)
 	n := len(x) / d
 	if f.x.RequiresGrad() {
@@ -123,7 +123,7 @@ func (f *scaleShift) Backward(gy mat.Tensor) error {
 }
 
 // sum and dot are float64 sums in four interleaved parts.
-func sum(x []float32) float64 {
+func sum[T simd.Float](x []T) float64 {
 	var a, b, c, d float64
 	for ; len(x) >= 4; x = x[4:] {
 		a += float64(x[0])
@@ -137,7 +137,7 @@ func sum(x []float32) float64 {
 	return a + b + (c + d)
 }
 
-func dot(x, y []float32) float64 {
+func dot[T simd.Float](x, y []T) float64 {
 	var a, b, c, d float64
 	for ; len(x) >= 4 && len(y) >= 4; x, y = x[4:], y[4:] {
 		a += float64(x[0]) * float64(y[0])

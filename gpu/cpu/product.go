@@ -7,14 +7,14 @@ import (
 )
 
 // matrix is a view of a slice: element (i, j) is data[i·row + j·col].
-type matrix[T float32 | float64] struct {
+type matrix[T simd.Float] struct {
 	data     []T
 	row, col int
 }
 
 // rows is a row-major matrix of some width, across its transpose.
-func rows[T float32 | float64](data []T, width int) matrix[T]   { return matrix[T]{data, width, 1} }
-func across[T float32 | float64](data []T, width int) matrix[T] { return matrix[T]{data, 1, width} }
+func rows[T simd.Float](data []T, width int) matrix[T]   { return matrix[T]{data, width, 1} }
+func across[T simd.Float](data []T, width int) matrix[T] { return matrix[T]{data, 1, width} }
 
 // Sizes of the blocks that a product is cut into, chosen so that a block of B's
 // panels stays in the second-level cache and one panel in the first
@@ -30,8 +30,8 @@ const (
 // of C is c[i·rc : i·rc+n]. Each element is one sum in ascending k, rounded
 // every blockK terms, whatever m, n and the number of workers: a row of C
 // depends on nothing but its row of A.
-func product[T float32 | float64](w workers, m, n, k int, a, b matrix[T], c []T, rc int, add bool) {
-	cols := tileCols[T]()
+func product[T simd.Float](w workers, m, n, k int, a, b matrix[T], c []T, rc int, add bool) {
+	cols := simd.Cols[T]()
 	if m <= 0 || n <= 0 {
 		return
 	}
@@ -71,7 +71,7 @@ func (a matrix[T]) at(i, j int) matrix[T] {
 
 // packPanel lays out cols columns of B from j (of which n exist, the rest are
 // zero) for rows k0 … k0+kc, as the tiles want them: row after row.
-func packPanel[T float32 | float64](dst []T, b matrix[T], k0, kc, j, n, cols int) {
+func packPanel[T simd.Float](dst []T, b matrix[T], k0, kc, j, n, cols int) {
 	src := b.data[k0*b.row+j*b.col:]
 	switch {
 	case b.col == 1:
@@ -95,8 +95,8 @@ func packPanel[T float32 | float64](dst []T, b matrix[T], k0, kc, j, n, cols int
 }
 
 // block computes m × n elements of C from rows of A and packed panels of B.
-func block[T float32 | float64](m, n, k int, a matrix[T], packed []T, panel int, c []T, rc int, add bool) {
-	cols := tileCols[T]()
+func block[T simd.Float](m, n, k int, a matrix[T], packed []T, panel int, c []T, rc int, add bool) {
+	cols := simd.Cols[T]()
 	full := m / simd.Rows * simd.Rows
 	buffer := borrow[T](blockRows*k + simd.Rows*cols)
 	defer giveBack(buffer)
@@ -114,10 +114,10 @@ func block[T float32 | float64](m, n, k int, a matrix[T], packed []T, panel int,
 		for j := 0; j < n; j += cols {
 			bo := (panel + j/cols) * cols * k
 			if i < full && j+cols <= n {
-				tile(k, ai, packed, bo, cols, c[i*rc+j:], rc, add)
+				simd.Tile(k, ai.data, ai.row, ai.col, packed, bo, cols, c[i*rc+j:], rc, add)
 				continue
 			}
-			tile(k, ai, packed, bo, cols, edge, cols, false)
+			simd.Tile(k, ai.data, ai.row, ai.col, packed, bo, cols, edge, cols, false)
 			for r := range min(simd.Rows, m-i) {
 				d := c[(i+r)*rc+j:][:min(cols, n-j)]
 				for x := range d {
@@ -135,7 +135,7 @@ func block[T float32 | float64](m, n, k int, a matrix[T], packed []T, panel int,
 // gather lays out rows from … m of A in tiles of simd.Rows, column after
 // column, with zeros for the rows past m. Columns are read from end to end:
 // the tiles of a block share their cache lines.
-func gather[T float32 | float64](dst []T, a matrix[T], from, m, k int) {
+func gather[T simd.Float](dst []T, a matrix[T], from, m, k int) {
 	for kk := range k {
 		column := a.data[kk*a.col:]
 		for i := from; i < m; i += simd.Rows {
@@ -153,32 +153,18 @@ func gather[T float32 | float64](dst []T, a matrix[T], from, m, k int) {
 	}
 }
 
-// tile is simd.Tile32 or simd.Tile64.
-func tile[T float32 | float64](k int, a matrix[T], b []T, bo, rb int, c []T, rc int, add bool) {
-	switch d := any(a.data).(type) {
-	case []float32:
-		simd.Tile32(k, d, a.row, a.col, any(b).([]float32), bo, rb, any(c).([]float32), rc, add)
-	case []float64:
-		simd.Tile64(k, d, a.row, a.col, any(b).([]float64), bo, rb, any(c).([]float64), rc, add)
-	}
-}
-
-func tileCols[T float32 | float64]() int {
-	if _, ok := any(T(0)).(float32); ok {
-		return simd.Cols32
-	}
-	return simd.Cols64
-}
-
 // Scratch of one worker, for the length of one call; contents are arbitrary.
 var scratch32, scratch64 sync.Pool
 
-func borrow[T float32 | float64](n int) *[]T {
-	pool := &scratch64
-	if tileCols[T]() == simd.Cols32 {
-		pool = &scratch32
+func scratch[T simd.Float]() *sync.Pool {
+	if _, ok := any(T(0)).(float32); ok {
+		return &scratch32
 	}
-	if s, ok := pool.Get().(*[]T); ok && cap(*s) >= n {
+	return &scratch64
+}
+
+func borrow[T simd.Float](n int) *[]T {
+	if s, ok := scratch[T]().Get().(*[]T); ok && cap(*s) >= n {
 		*s = (*s)[:n]
 		return s
 	}
@@ -186,10 +172,4 @@ func borrow[T float32 | float64](n int) *[]T {
 	return &s
 }
 
-func giveBack[T float32 | float64](s *[]T) {
-	if tileCols[T]() == simd.Cols32 {
-		scratch32.Put(s)
-	} else {
-		scratch64.Put(s)
-	}
-}
+func giveBack[T simd.Float](s *[]T) { scratch[T]().Put(s) }

@@ -8,15 +8,15 @@ import (
 
 // residual is y = x + m + f: the parallel residual of a block, with its mixer's
 // and its MLP's outputs. All are [N, D], and every gradient is dy.
-type residual struct {
-	c       context
+type residual[T simd.Float] struct {
+	c       context[T]
 	x, m, f mat.Tensor
 }
 
-func (r *residual) Operands() []mat.Tensor { return []mat.Tensor{r.x, r.m, r.f} }
+func (r *residual[T]) Operands() []mat.Tensor { return []mat.Tensor{r.x, r.m, r.f} }
 
-func (r *residual) Forward() (mat.Tensor, error) {
-	x, m, f := values(r.x), values(r.m), values(r.f)
+func (r *residual[T]) Forward() (mat.Tensor, error) {
+	x, m, f := values[T](r.x), values[T](r.m), values[T](r.f)
 	y := r.c.tensor(r.x.Shape()[0], r.x.Shape()[1])
 	r.c.workers.slice(len(x), 1<<14, func(from, to int) {
 		copy(y.v[from:to], x[from:to])
@@ -29,8 +29,8 @@ func (r *residual) Forward() (mat.Tensor, error) {
 // Backward gives x a gradient of its own, since others will be added to it, and
 // before m and f get theirs: the gradients that come to x through the norms
 // wait for those, so this one is always first.
-func (r *residual) Backward(g mat.Tensor) error {
-	dy := g.(*tensor)
+func (r *residual[T]) Backward(g mat.Tensor) error {
+	dy := g.(*tensor[T])
 	if r.x.RequiresGrad() {
 		dx := r.c.tensor(dy.Shape()[0], dy.Shape()[1])
 		copy(dx.v, dy.v)

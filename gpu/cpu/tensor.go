@@ -5,6 +5,8 @@ import (
 
 	"github.com/nlpodyssey/spago/ag"
 	"github.com/nlpodyssey/spago/mat"
+
+	"github.com/scavenge/scavenge/gpu/cpu/simd"
 )
 
 // tensor is a spago matrix whose gradient is handed over instead of copied:
@@ -15,30 +17,30 @@ import (
 // scheduler, and spago runs the backward passes of operators that do not wait
 // for each other at the same time. So no tensor of our graphs has two gradients
 // that race, but for pairs: a + b = b + a in floating point (see graph.go).
-type tensor struct {
-	*mat.Dense[float32]
-	v    []float32
+type tensor[T simd.Float] struct {
+	*mat.Dense[T]
+	v    []T
 	mu   sync.Mutex
-	grad *tensor
+	grad *tensor[T]
 }
 
-func newTensor(v []float32, rows, cols int) *tensor {
-	d := mat.NewDense[float32](mat.WithShape(rows, cols), mat.WithBacking(v))
-	return &tensor{Dense: d, v: mat.Data[float32](d)}
+func newTensor[T simd.Float](v []T, rows, cols int) *tensor[T] {
+	d := mat.NewDense[T](mat.WithShape(rows, cols), mat.WithBacking(v))
+	return &tensor[T]{Dense: d, v: mat.Data[T](d)}
 }
 
 // values is the storage of an operand or gradient, one of ours or a scalar that spago made.
-func values(t mat.Tensor) []float32 {
-	if own, ok := t.Value().(*tensor); ok {
+func values[T simd.Float](t mat.Tensor) []T {
+	if own, ok := t.Value().(*tensor[T]); ok {
 		return own.v
 	}
-	return mat.Data[float32](t.Value())
+	return mat.Data[T](t.Value())
 }
 
-func (t *tensor) Value() mat.Tensor { return t }
+func (t *tensor[T]) Value() mat.Tensor { return t }
 
 // Grad is nil while there is no gradient.
-func (t *tensor) Grad() mat.Tensor {
+func (t *tensor[T]) Grad() mat.Tensor {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.grad == nil {
@@ -47,9 +49,9 @@ func (t *tensor) Grad() mat.Tensor {
 	return t.grad
 }
 
-func (t *tensor) HasGrad() bool { return t.Grad() != nil }
+func (t *tensor[T]) HasGrad() bool { return t.Grad() != nil }
 
-func (t *tensor) ZeroGrad() {
+func (t *tensor[T]) ZeroGrad() {
 	t.mu.Lock()
 	t.grad = nil
 	t.mu.Unlock()
@@ -57,10 +59,10 @@ func (t *tensor) ZeroGrad() {
 
 // AccGrad keeps the first gradient itself and adds later ones to it: the giver
 // of a gradient to a tensor with several users must not use it afterwards.
-func (t *tensor) AccGrad(g mat.Tensor) {
-	own, ok := g.(*tensor)
+func (t *tensor[T]) AccGrad(g mat.Tensor) {
+	own, ok := g.(*tensor[T])
 	if !ok {
-		own = newTensor(values(g), g.Shape()[0], g.Shape()[1])
+		own = newTensor(values[T](g), g.Shape()[0], g.Shape()[1])
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,7 +70,7 @@ func (t *tensor) AccGrad(g mat.Tensor) {
 		t.grad = own
 		return
 	}
-	add(t.grad.v, own.v)
+	simd.Add(t.grad.v, own.v)
 }
 
 // run evaluates an operator. Its inputs were checked when the batch was, so it

@@ -28,6 +28,13 @@ type Tolerances struct {
 	Epsilon   float64       // how far weights are moved for those
 }
 
+// Float64 are the tolerances of an engine that computes and keeps everything
+// in float64: what is left is the rounding of the golden vectors and of weights
+// in checkpoints.
+func Float64() Tolerances {
+	return Tolerances{Precision: gpu.Float64, Output: 1e-6, Gradient: 1e-6, Start: 1e-6, Curve: 1e-4, Slope: 1e-4, Epsilon: 1e-4}
+}
+
 // Float32 are the tolerances of an engine that computes in float32.
 func Float32() Tolerances {
 	return Tolerances{Precision: gpu.Float32, Output: 1e-4, Gradient: 1e-4, Start: 1e-4, Curve: 0.15, Slope: 1e-2, Epsilon: 1e-3}

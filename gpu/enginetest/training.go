@@ -281,6 +281,14 @@ func (s suite) resume(t *testing.T) {
 	want, losses := run(-1)
 	for _, stop := range []int{1, 3, 6} {
 		got, l := run(stop)
+		if s.tol.Precision == gpu.Float64 { // which a checkpoint rounds to float32
+			for i := range l {
+				if math.Abs(l[i]-losses[i]) > 1e-5*losses[i] {
+					t.Errorf("stopped before step %d: loss %d is %.9g, want %.9g", stop, i, l[i], losses[i])
+				}
+			}
+			continue
+		}
 		for i := range l {
 			if l[i] != losses[i] {
 				t.Errorf("stopped before step %d: loss %d is %.17g, want %.17g", stop, i, l[i], losses[i])

@@ -48,9 +48,12 @@ func product32asm(n int, dst, x, y *float32)
 //go:noescape
 func scale32asm(n int, dst, x *float32, s float32)
 
+//go:noescape
+func max32asm(n int, x *float32) float32
+
 func tile32(n int, a []float32, ra, ca int, b []float32, bo, rb int, c []float32, rc int, add bool) {
 	if !fast {
-		tileTwin(n, a, ra, ca, b, bo, rb, c, rc, Cols32, add)
+		tileTwin(n, a, ra, ca, b, bo, rb, c, rc, cols32, add)
 		return
 	}
 	tile32asm(n, &a[0], 4*ra, 4*ca, &b[bo], 4*rb, &c[0], 4*rc, add)
@@ -58,7 +61,7 @@ func tile32(n int, a []float32, ra, ca int, b []float32, bo, rb int, c []float32
 
 func tile64(n int, a []float64, ra, ca int, b []float64, bo, rb int, c []float64, rc int, add bool) {
 	if !fast {
-		tileTwin(n, a, ra, ca, b, bo, rb, c, rc, Cols64, add)
+		tileTwin(n, a, ra, ca, b, bo, rb, c, rc, cols64, add)
 		return
 	}
 	tile64asm(n, &a[0], 8*ra, 8*ca, &b[bo], 8*rb, &c[0], 8*rc, add)
@@ -169,4 +172,16 @@ func scale(dst, x []float32, s float32) {
 	for i := n; i < len(x); i++ {
 		dst[i] = s * x[i]
 	}
+}
+
+func maximum(x []float32) float32 {
+	n := len(x) &^ 7
+	if !fast || n == 0 {
+		return maxTwin(x)
+	}
+	m := max32asm(n, &x[0])
+	for _, v := range x[n:] {
+		m = max(m, v)
+	}
+	return m
 }

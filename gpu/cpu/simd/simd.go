@@ -9,115 +9,165 @@
 // the rows around it.
 package simd
 
-// Rows of a tile of the matrix product, and its columns: 64 bytes of them.
+import "math"
+
+// Float is what the loops compute in. float64 is for checks: only its matrix
+// product is assembly.
+type Float interface{ float32 | float64 }
+
+// Rows of a tile of the matrix product.
+const Rows = 6
+
+// Columns of a tile: 64 bytes of them.
 const (
-	Rows   = 6
-	Cols32 = 16
-	Cols64 = 8
+	cols32 = 16
+	cols64 = 8
 )
+
+// Cols is the columns of a tile.
+func Cols[T Float]() int {
+	if _, ok := any(T(0)).(float32); ok {
+		return cols32
+	}
+	return cols64
+}
 
 // chunk bounds the elements summed in float32 before a sum goes on in float64.
 const chunk = 512
 
-// Tile32 computes a tile of a matrix product, C[i][j] = Σ_k A[i][k]·B[k][j]
-// for 6 rows i and 16 columns j, or adds it to C. A's element (i, k) is
-// a[i·ra + k·ca], B's row k starts at b[k·rb] and holds 16 elements, C's row i
-// starts at c[i·rc]. rb may be negative or less than 16: overlapping rows make
-// a Toeplitz matrix of a vector, and so a convolution of the product; bo is
-// the index in b of row 0.
-func Tile32(n int, a []float32, ra, ca int, b []float32, bo, rb int, c []float32, rc int, add bool) {
+// Tile computes a tile of a matrix product, C[i][j] = Σ_k A[i][k]·B[k][j] for
+// 6 rows i and Cols columns j and n terms k, or adds it to C. A's element
+// (i, k) is a[i·ra + k·ca], B's row k starts at b[bo + k·rb], C's row i at
+// c[i·rc]. rb may be negative or small: overlapping rows make a Toeplitz matrix
+// of a vector, and so a convolution of the product.
+func Tile[T Float](n int, a []T, ra, ca int, b []T, bo, rb int, c []T, rc int, add bool) {
+	cols := Cols[T]()
 	if n <= 0 {
 		if !add {
-			clearTile(c, rc, Cols32)
+			clearTile(c, rc, cols)
 		}
 		return
 	}
 	// the tile's corners, so that a wrong call panics here and not in assembly
 	_ = a[(Rows-1)*ra+(n-1)*ca]
-	_, _ = b[bo:bo+Cols32], b[bo+(n-1)*rb:bo+(n-1)*rb+Cols32]
-	_ = c[(Rows-1)*rc+Cols32-1]
-	tile32(n, a, ra, ca, b, bo, rb, c, rc, add)
-}
-
-// Tile64 is Tile32 in float64, with 8 columns.
-func Tile64(n int, a []float64, ra, ca int, b []float64, bo, rb int, c []float64, rc int, add bool) {
-	if n <= 0 {
-		if !add {
-			clearTile(c, rc, Cols64)
-		}
-		return
+	_, _ = b[bo:bo+cols], b[bo+(n-1)*rb:bo+(n-1)*rb+cols]
+	_ = c[(Rows-1)*rc+cols-1]
+	switch a := any(a).(type) {
+	case []float32:
+		tile32(n, a, ra, ca, any(b).([]float32), bo, rb, any(c).([]float32), rc, add)
+	case []float64:
+		tile64(n, a, ra, ca, any(b).([]float64), bo, rb, any(c).([]float64), rc, add)
 	}
-	_ = a[(Rows-1)*ra+(n-1)*ca]
-	_, _ = b[bo:bo+Cols64], b[bo+(n-1)*rb:bo+(n-1)*rb+Cols64]
-	_ = c[(Rows-1)*rc+Cols64-1]
-	tile64(n, a, ra, ca, b, bo, rb, c, rc, add)
 }
 
-func clearTile[T float32 | float64](c []T, rc, cols int) {
+func clearTile[T Float](c []T, rc, cols int) {
 	for i := range Rows {
 		clear(c[i*rc : i*rc+cols])
 	}
 }
 
-// Exp sets dst[i] = exp(scale·(x[i] − shift)) and returns the sum. The largest
-// relative error of an element is 4e-7 for arguments of −10 to 0 and grows with the argument's own rounding
-// (6e-8 · |argument|) beyond; arguments below −87 give about 1e-38, NaN stays
-// NaN. dst may be x.
-func Exp(dst, x []float32, scale, shift float32) float64 {
+// Exp sets dst[i] = exp(scale·(x[i] − shift)) and returns the sum. In float32
+// the largest relative error of an element is 4e-7 for arguments of −10 to 0
+// and grows with the argument's own rounding (6e-8 · |argument|) beyond;
+// arguments below −87 give about 1e-38. NaN stays NaN. dst may be x.
+func Exp[T Float](dst, x []T, scale, shift T) float64 {
 	sum := 0.0
-	for len(x) > 0 {
-		n := min(len(x), chunk)
-		sum += expChunk(dst[:n], x[:n], scale, shift)
-		dst, x = dst[n:], x[n:]
+	d, ok := any(dst).([]float32)
+	if !ok {
+		for i, v := range x {
+			e := math.Exp(float64(scale * (v - shift)))
+			dst[i] = T(e)
+			sum += e
+		}
+		return sum
+	}
+	for y := any(x).([]float32); len(y) > 0; {
+		n := min(len(y), chunk)
+		sum += expChunk(d[:n], y[:n], float32(scale), float32(shift))
+		d, y = d[n:], y[n:]
 	}
 	return sum
 }
 
 // GELU sets y = h·Φ(h) and d = Φ(h) + h·φ(h), its derivative, where Φ and φ
 // are the normal distribution's and its density (erf GELU, Hendrycks and
-// Gimpel 2016). Largest error 1e-6 relative to max(|y|, 1e-6). y or d may be h.
-func GELU(y, d, h []float32) {
-	if len(h) > 0 {
-		gelu(y[:len(h)], d[:len(h)], h)
+// Gimpel 2016). Largest error in float32 1e-6 relative to max(|y|, 1e-6). y or
+// d may be h.
+func GELU[T Float](y, d, h []T) {
+	if len(h) == 0 {
+		return
+	}
+	y, d = y[:len(h)], d[:len(h)]
+	if h32, ok := any(h).([]float32); ok {
+		gelu(any(y).([]float32), any(d).([]float32), h32)
+		return
+	}
+	for i, v := range h {
+		x := float64(v)
+		phi := 0.5 * math.Erfc(-x/math.Sqrt2)
+		y[i], d[i] = T(x*phi), T(phi+x*math.Exp(-x*x/2)*invSqrt2Pi)
 	}
 }
 
 // Max is the largest element of a slice that is not empty; NaNs may be passed over.
-func Max(x []float32) float32 {
-	m := x[0]
-	for _, v := range x[1:] {
-		m = max(m, v)
+func Max[T Float](x []T) T {
+	if x32, ok := any(x).([]float32); ok {
+		return T(maximum(x32))
 	}
-	return m
+	return maxTwin(x)
 }
 
 // Add sets dst += x.
-func Add(dst, x []float32) { AddScaled(dst, x, 1) }
+func Add[T Float](dst, x []T) { AddScaled(dst, x, 1) }
 
 // AddScaled sets dst += s·x.
-func AddScaled(dst, x []float32, s float32) {
-	if len(x) > 0 {
-		addScaled(dst[:len(x)], x, s)
+func AddScaled[T Float](dst, x []T, s T) {
+	if len(x) == 0 {
+		return
 	}
+	dst = dst[:len(x)]
+	if d, ok := any(dst).([]float32); ok {
+		addScaled(d, any(x).([]float32), float32(s))
+		return
+	}
+	addScaledTwin(dst, x, s)
 }
 
 // AddProduct sets dst += x ⊙ y.
-func AddProduct(dst, x, y []float32) {
-	if len(x) > 0 {
-		addProduct(dst[:len(x)], x, y[:len(x)])
+func AddProduct[T Float](dst, x, y []T) {
+	if len(x) == 0 {
+		return
 	}
+	dst, y = dst[:len(x)], y[:len(x)]
+	if d, ok := any(dst).([]float32); ok {
+		addProduct(d, any(x).([]float32), any(y).([]float32))
+		return
+	}
+	addProductTwin(dst, x, y)
 }
 
 // Product sets dst = x ⊙ y; dst may be either.
-func Product(dst, x, y []float32) {
-	if len(x) > 0 {
-		product(dst[:len(x)], x, y[:len(x)])
+func Product[T Float](dst, x, y []T) {
+	if len(x) == 0 {
+		return
 	}
+	dst, y = dst[:len(x)], y[:len(x)]
+	if d, ok := any(dst).([]float32); ok {
+		product(d, any(x).([]float32), any(y).([]float32))
+		return
+	}
+	productTwin(dst, x, y)
 }
 
 // Scale sets dst = s·x; dst may be x.
-func Scale(dst, x []float32, s float32) {
-	if len(x) > 0 {
-		scale(dst[:len(x)], x, s)
+func Scale[T Float](dst, x []T, s T) {
+	if len(x) == 0 {
+		return
 	}
+	dst = dst[:len(x)]
+	if d, ok := any(dst).([]float32); ok {
+		scale(d, any(x).([]float32), float32(s))
+		return
+	}
+	scaleTwin(dst, x, s)
 }

@@ -141,11 +141,11 @@ func TestTilesAgreeWithGo(t *testing.T) {
 			for i := range c {
 				c[i], d[i] = float32(i), float32(i)
 			}
-			Tile32(n, a, s.ra, s.ca, b, s.bo, s.rb, c, 20, add)
-			tileTwin(n, a, s.ra, s.ca, b, s.bo, s.rb, d, 20, Cols32, add)
+			Tile(n, a, s.ra, s.ca, b, s.bo, s.rb, c, 20, add)
+			tileTwin(n, a, s.ra, s.ca, b, s.bo, s.rb, d, 20, cols32, add)
 			a64, b64, c64, d64 := widen(a), widen(b), widen(c), widen(c)
-			Tile64(n, a64, s.ra, s.ca, b64, s.bo, s.rb, c64, 20, add)
-			tileTwin(n, a64, s.ra, s.ca, b64, s.bo, s.rb, d64, 20, Cols64, add)
+			Tile(n, a64, s.ra, s.ca, b64, s.bo, s.rb, c64, 20, add)
+			tileTwin(n, a64, s.ra, s.ca, b64, s.bo, s.rb, d64, 20, cols64, add)
 			for i := range c {
 				if math.Abs(float64(c[i]-d[i])) > 1e-4 || math.Abs(c64[i]-d64[i]) > 1e-12 {
 					t.Fatalf("%+v add %v: element %d: %g, twin %g; in float64 %g, twin %g", s, add, i, c[i], d[i], c64[i], d64[i])

@@ -75,8 +75,8 @@ func geluTwin(y, d, h []float32) {
 	}
 }
 
-func tileTwin[T float32 | float64](n int, a []T, ra, ca int, b []T, bo, rb int, c []T, rc, cols int, add bool) {
-	var s [Rows][Cols32]T
+func tileTwin[T Float](n int, a []T, ra, ca int, b []T, bo, rb int, c []T, rc, cols int, add bool) {
+	var s [Rows][cols32]T
 	for k := range n {
 		row := b[bo+k*rb:][:cols]
 		for i := range Rows {
@@ -98,26 +98,34 @@ func tileTwin[T float32 | float64](n int, a []T, ra, ca int, b []T, bo, rb int, 
 	}
 }
 
-func addScaledTwin(dst, x []float32, s float32) {
+func addScaledTwin[T Float](dst, x []T, s T) {
 	for i, v := range x {
 		dst[i] += s * v
 	}
 }
 
-func addProductTwin(dst, x, y []float32) {
+func addProductTwin[T Float](dst, x, y []T) {
 	for i, v := range x {
 		dst[i] += v * y[i]
 	}
 }
 
-func productTwin(dst, x, y []float32) {
+func productTwin[T Float](dst, x, y []T) {
 	for i, v := range x {
 		dst[i] = v * y[i]
 	}
 }
 
-func scaleTwin(dst, x []float32, s float32) {
+func scaleTwin[T Float](dst, x []T, s T) {
 	for i, v := range x {
 		dst[i] = s * v
 	}
+}
+
+func maxTwin[T Float](x []T) T {
+	m := x[0]
+	for _, v := range x[1:] {
+		m = max(m, v)
+	}
+	return m
 }
