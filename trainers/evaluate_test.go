@@ -153,7 +153,7 @@ func TestEvaluationsThatCannotBeAreRefused(t *testing.T) {
 		"--device: ":                      {Model: model, Dataset: dir, Device: "abacus"},
 		"--tokenizer: ":                   {Model: model, Text: "a", Tokenizer: filepath.Join(dir, "none")},
 		"its train split is empty":        {Model: model, Dataset: testSet(t), Split: tokenset.Train},
-		"computes in float32 only":        {Model: model, Dataset: dir, Precision: gpu.BFloat16},
+		"this engine computes in":         {Model: model, Dataset: dir, Precision: gpu.BFloat16},
 		`--precision "half"`:              {Model: model, Dataset: dir, Precision: "half"},
 	} {
 		o.Quiet = true
