@@ -185,6 +185,11 @@ func (r *Record) Decode() ([]float32, error) {
 // Topic is the Kafka topic of a run's layer.
 func Topic(run string, layer int) string { return fmt.Sprintf("%s.layer-%d", run, layer) }
 
+// ProgressGroup is the consumer group under which the trainer of a topic tells
+// how far it is. Producers that wait for it, and tools that show lag, read it;
+// a trainer goes on from its checkpoint alone.
+func ProgressGroup(topic string) string { return topic + ".trainer" }
+
 var runName = regexp.MustCompile(`^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,199}$`)
 
 // CheckRun says whether topics can be named after a run.

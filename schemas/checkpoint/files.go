@@ -27,18 +27,27 @@ const (
 	TrainerFile   = "trainer.json"
 )
 
+// LoadConfig reads a folder's config.json alone.
+func LoadConfig(dir string) (Config, error) {
+	data, err := os.ReadFile(filepath.Join(dir, ConfigFile))
+	if err != nil {
+		return Config{}, fmt.Errorf("checkpoint %s: %w", dir, plain(err))
+	}
+	c, err := ParseConfig(data)
+	if err != nil {
+		return Config{}, fmt.Errorf("checkpoint %s: %w", dir, err)
+	}
+	return c, nil
+}
+
 // Load reads a model: config.json and model.safetensors, or the shards that
 // model.safetensors.index.json names. Weights of any float type become float32.
 // It accepts the folders of Hugging Face GPT-NeoX models, buffers of old
 // versions included, and names a weight that is missing, unknown or misshapen.
 func Load(dir string) (*Model, error) {
-	data, err := os.ReadFile(filepath.Join(dir, ConfigFile))
+	c, err := LoadConfig(dir)
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint %s: %w", dir, plain(err))
-	}
-	c, err := ParseConfig(data)
-	if err != nil {
-		return nil, fmt.Errorf("checkpoint %s: %w", dir, err)
+		return nil, err
 	}
 	files, err := weightFiles(dir)
 	if err != nil {

@@ -1,0 +1,264 @@
+package pipelines
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/beam/sdks/v2/go/pkg/beam"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/dtype"
+	"github.com/scavenge/scavenge/schemas/report"
+	"github.com/scavenge/scavenge/schemas/tokenset"
+	"github.com/scavenge/scavenge/transforms"
+)
+
+// Defaults of TeachOptions.
+const (
+	DefaultTeachBatch = 8
+	DefaultPatience   = time.Minute
+	DefaultBrokerData = "runs/broker"
+)
+
+// TeachOptions says what Teach sends where. Zero values of Epochs, Partitions,
+// Workers, Batch, Device, DType, Patience and Data stand for their defaults.
+type TeachOptions struct {
+	Dataset    string   // folder of a token set
+	Teacher    string   // folder of a GPT-NeoX checkpoint
+	Brokers    []string // host:port; none: the embedded broker, with its log in Data
+	Data       string   // folder of the embedded broker's log
+	Topic      string   // run name: layer i's records go to <Topic>.layer-<i>
+	Layers     []int    // ascending; none: all
+	Epochs     int64
+	Sequences  int64 // stop after this many of the canonical order, in place of whole epochs
+	Partitions int   // of each topic: one a data-parallel rank of the trainer
+	Workers    int   // teachers side by side, each with its share of the partitions
+	Batch      int   // sequences that go through the teacher at once
+	Device     string
+	Precision  string // of the teacher's arithmetic: float32 or bf16
+	DType      string // of the values sent: float32, float16, bfloat16 or int8
+	Seed       int64  // of the canonical order; the trainer's has to be the same
+	MaxLag     int64  // bytes that the trainer may be behind before the teacher waits; 0: any
+	Patience   time.Duration
+	Runner     Runner
+	Stage      string    // name of the progress bar
+	Log        io.Writer // what is said in words goes here; nil: stderr
+	Quiet      bool      // no progress bar
+}
+
+// Flags declares the command's flags.
+func (o *TeachOptions) Flags(f *flag.FlagSet) {
+	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set (pipelines/tokenize)")
+	f.StringVar(&o.Teacher, "teacher", "", "`folder` of a GPT-NeoX checkpoint")
+	f.Func("brokers", "Kafka's `host:port`, several with commas; without it an embedded broker runs as long as the command", func(s string) error {
+		o.Brokers = strings.Split(s, ",")
+		return nil
+	})
+	f.StringVar(&o.Data, "data", DefaultBrokerData, "`folder` of the embedded broker's log")
+	f.StringVar(&o.Topic, "topic", "", "run `name`: layer i's records go to topic <name>.layer-<i>")
+	f.Func("layers", "`layers` to send, 0,2,5 for instance (default all)", func(s string) error {
+		var err error
+		o.Layers, err = parseLayers(s)
+		return err
+	})
+	f.Int64Var(&o.Epochs, "epochs", 1, "how many `times` the token set is sent, each in an order of its own")
+	f.Int64Var(&o.Sequences, "sequences", 0, "stop after this `many` sequences, in place of whole epochs")
+	f.IntVar(&o.Partitions, "partitions", 1, "partitions of each topic: `one` a data-parallel rank of the trainer")
+	f.IntVar(&o.Workers, "workers", 1, "`teachers` that run side by side, each with its share of the partitions")
+	f.IntVar(&o.Batch, "batch", DefaultTeachBatch, "`sequences` that go through the teacher at once")
+	f.StringVar(&o.Device, "device", "cpu", "`device` of the teacher: cpu, cuda:0")
+	f.StringVar(&o.Precision, "precision", string(gpu.Float32), "`arithmetic` of the teacher: float32 or bf16")
+	f.StringVar(&o.DType, "dtype", "float16", "`type` of the values sent: float32, float16, bfloat16 or int8")
+	f.Int64Var(&o.Seed, "seed", 0, "`seed` of the order of the sequences: the trainer's has to be the same")
+	f.Int64Var(&o.MaxLag, "max-lag-bytes", 0, "wait while the trainer is this many `bytes` behind; 0 never waits")
+	f.DurationVar(&o.Patience, "patience", DefaultPatience, "how `long` a broker may be away before the command fails")
+	o.Runner.Flags(f)
+}
+
+func parseLayers(s string) ([]int, error) {
+	if s == "all" {
+		return nil, nil
+	}
+	var layers []int
+	for word := range strings.SplitSeq(s, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(word))
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a layer's number", word)
+		}
+		layers = append(layers, n)
+	}
+	slices.Sort(layers)
+	return slices.Compact(layers), nil
+}
+
+func (o *TeachOptions) setDefaults() {
+	for _, d := range []struct {
+		value *int
+		usual int
+	}{{&o.Partitions, 1}, {&o.Workers, 1}, {&o.Batch, DefaultTeachBatch}} {
+		if *d.value == 0 {
+			*d.value = d.usual
+		}
+	}
+	for _, d := range []struct {
+		value *string
+		usual string
+	}{{&o.Device, "cpu"}, {&o.DType, "float16"}, {&o.Data, DefaultBrokerData}, {&o.Stage, "teach"}, {&o.Precision, string(gpu.Float32)}} {
+		if *d.value == "" {
+			*d.value = d.usual
+		}
+	}
+	if o.Epochs == 0 {
+		o.Epochs = 1
+	}
+	if o.Patience == 0 {
+		o.Patience = DefaultPatience
+	}
+	if o.Log == nil {
+		o.Log = os.Stderr
+	}
+}
+
+// Validate says what of the options cannot be, as far as they tell by
+// themselves.
+func (o TeachOptions) Validate() error {
+	switch {
+	case o.Dataset == "":
+		return errors.New("--dataset is not set: name the folder of a token set")
+	case o.Teacher == "":
+		return errors.New("--teacher is not set: name the folder of a checkpoint")
+	case o.Topic == "":
+		return errors.New("--topic is not set: name the run")
+	case o.Epochs < 0:
+		return fmt.Errorf("--epochs %d: want at least 1", o.Epochs)
+	case o.Sequences < 0:
+		return fmt.Errorf("--sequences %d: want at least 1, or 0 for whole epochs", o.Sequences)
+	case o.Partitions < 0:
+		return fmt.Errorf("--partitions %d: want at least 1", o.Partitions)
+	case o.Batch < 0:
+		return fmt.Errorf("--batch %d: want at least 1", o.Batch)
+	case o.MaxLag < 0:
+		return fmt.Errorf("--max-lag-bytes %d: want a number of bytes, or 0", o.MaxLag)
+	}
+	o.setDefaults()
+	if o.Workers < 1 || o.Workers > o.Partitions {
+		return fmt.Errorf("--workers %d: want 1 to --partitions %d, as each worker writes partitions of its own", o.Workers, o.Partitions)
+	}
+	if p := gpu.Precision(o.Precision); p != gpu.Float32 && p != gpu.BFloat16 {
+		return fmt.Errorf("--precision %q: want %s or %s", o.Precision, gpu.Float32, gpu.BFloat16)
+	}
+	if _, err := dtype.Parse(o.DType); err != nil {
+		return fmt.Errorf("--dtype: %w", err)
+	}
+	if len(o.Brokers) == 0 && o.Runner.Name == "universal" {
+		return errors.New("--brokers is not set: with --runner universal the workers need a broker that they all reach")
+	}
+	return o.Runner.Validate()
+}
+
+// Teach sends a teacher's activations over a token set to Kafka. It writes each
+// partition in the canonical order without gaps, goes on after what is there
+// already, and sends nothing twice but what a lost acknowledgement leaves in
+// doubt.
+func Teach(ctx context.Context, o TeachOptions) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	o.setDefaults()
+	lesson, err := o.lesson()
+	if err != nil {
+		return err
+	}
+	if len(o.Brokers) == 0 {
+		b, err := infra.StartBroker(infra.BrokerOptions{Dir: o.Data})
+		if err != nil {
+			return err
+		}
+		defer b.Close()
+		lesson.Sink.Brokers = []string{b.Addr()}
+	}
+	if err := lesson.Sink.Validate(); err != nil {
+		return err
+	}
+	if err := lesson.Sink.Prepare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return ErrInterrupted
+		}
+		return err
+	}
+	var bar *report.Bar
+	if !o.Quiet {
+		bar = report.NewBar(o.Stage, lesson.Sequences)
+	}
+	err = o.Runner.Run(ctx, func(s beam.Scope, launch transforms.LaunchID) { transforms.Teach(s, launch, lesson) },
+		func(done, tokens int64) { bar.Set(done, tokens, math.NaN()) })
+	bar.Done()
+	if err != nil {
+		return err
+	}
+	if len(o.Brokers) == 0 {
+		fmt.Fprintf(o.Log, "the records are in %s: serve them with `go run ./infra/broker --data %s`\n", o.Data, o.Data)
+	}
+	return nil
+}
+
+// lesson checks that token set, teacher and options belong together.
+func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
+	set, err := tokenset.Open(o.Dataset)
+	if err != nil {
+		return l, err
+	}
+	c, err := checkpoint.LoadConfig(o.Teacher)
+	if err != nil {
+		return l, err
+	}
+	m := set.Manifest
+	switch {
+	case c.Architecture != checkpoint.GPTNeoX:
+		return l, fmt.Errorf("teacher %s: it is a %s, want a %s", o.Teacher, c.Architecture, checkpoint.GPTNeoX)
+	case c.Vocab < m.Tokenizer.Vocab:
+		return l, fmt.Errorf("teacher %s: its vocabulary of %d is smaller than the %d of the tokenizer that made token set %s", o.Teacher, c.Vocab, m.Tokenizer.Vocab, o.Dataset)
+	case c.Context < m.SeqLen:
+		return l, fmt.Errorf("teacher %s: its context of %d is shorter than the sequences of %d tokens in token set %s", o.Teacher, c.Context, m.SeqLen, o.Dataset)
+	case set.Rows(tokenset.Train) == 0:
+		return l, fmt.Errorf("token set %s: its %s split is empty", o.Dataset, tokenset.Train)
+	}
+	layers := o.Layers
+	if len(layers) == 0 {
+		for i := range c.Layers {
+			layers = append(layers, i)
+		}
+	}
+	for _, i := range layers {
+		if i < 0 || i >= c.Layers {
+			return l, fmt.Errorf("--layers: %d is none of the teacher's layers 0 to %d", i, c.Layers-1)
+		}
+	}
+	t, err := dtype.Parse(o.DType)
+	if err != nil {
+		return l, err
+	}
+	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLag: o.MaxLag, Workers: o.Workers,
+		Sink: transforms.Sink{Brokers: o.Brokers, Run: o.Topic, Layers: layers, Partitions: o.Partitions, Length: m.SeqLen, Dim: c.Dim, Type: t, Patience: o.Patience}}
+	if l.Sequences == 0 {
+		l.Sequences = o.Epochs * set.Rows(tokenset.Train)
+	}
+	// Beam's workers may have another working directory.
+	if l.Dataset, err = filepath.Abs(o.Dataset); err != nil {
+		return l, err
+	}
+	l.Teacher, err = filepath.Abs(o.Teacher)
+	return l, err
+}

@@ -1,0 +1,450 @@
+package transforms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/scavenge/scavenge/schemas/activation"
+	"github.com/scavenge/scavenge/schemas/dtype"
+)
+
+// Sink says where activation records go: to Kafka, one topic a layer, each
+// with the same number of partitions.
+type Sink struct {
+	Brokers    []string // host:port
+	Run        string   // the topics' common name; see activation.Topic
+	Layers     []int    // ascending
+	Partitions int
+	Length     int        // tokens in a record
+	Dim        int        // values a token
+	Type       dtype.Type // of a value
+	// Patience is how long a broker may be away, or refuse for a passing
+	// reason, before a write fails.
+	Patience time.Duration
+}
+
+const (
+	// answer is how long the broker may take for a question at the start.
+	answer = 10 * time.Second
+	// batchBytes is what a request to the broker holds where the topic allows
+	// it; larger ones are not faster.
+	batchBytes = 8 << 20
+	// framing is more than what Kafka's format adds to a record's value.
+	framing = 256
+)
+
+// recordBytes is what a topic's max.message.bytes has to be at least.
+func (s Sink) recordBytes() int { return activation.MaxMessageBytes(s.Length, s.Dim, s.Type) }
+
+func (s Sink) topics() []string {
+	var names []string
+	for _, l := range s.Layers {
+		names = append(names, activation.Topic(s.Run, l))
+	}
+	return names
+}
+
+// sink is a Sink's connection. Its methods may be called from several
+// goroutines.
+type sink struct {
+	Sink
+	client    *kafka.Client
+	transport *kafka.Transport
+	limits    map[string]int // max.message.bytes by topic
+}
+
+func (s Sink) connect() *sink {
+	// Metadata is asked for anew every second so that a partition's new leader
+	// is found well within any patience.
+	t := &kafka.Transport{DialTimeout: 5 * time.Second, MetadataTTL: time.Second}
+	return &sink{Sink: s, transport: t, client: &kafka.Client{Addr: kafka.TCP(s.Brokers...), Transport: t, Timeout: 30 * time.Second}}
+}
+
+func (s *sink) close() { s.transport.CloseIdleConnections() }
+
+// Prepare makes the topics that are not there yet, and refuses those that are
+// with another number of partitions or too small a limit for the records.
+func (s Sink) Prepare(ctx context.Context) error {
+	k, err := s.open(ctx, true)
+	if err == nil {
+		k.close()
+	}
+	return err
+}
+
+// open connects and checks the topics.
+func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
+	k := s.connect()
+	defer func() {
+		if err != nil {
+			k.close()
+		}
+	}()
+	there, err := k.partitions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var absent []string
+	for _, topic := range s.topics() {
+		n, ok := there[topic]
+		if !ok {
+			absent = append(absent, topic)
+		} else if n != s.Partitions {
+			return nil, fmt.Errorf("topic %s: it has %d partitions, want %d: ask for as many, or take another --topic", topic, n, s.Partitions)
+		}
+	}
+	if len(absent) > 0 {
+		if !create {
+			return nil, fmt.Errorf("topic %s: not there: has it been deleted?", absent[0])
+		}
+		if err := k.create(ctx, absent); err != nil {
+			return nil, err
+		}
+	}
+	if k.limits, err = k.messageLimits(ctx); err != nil {
+		return nil, err
+	}
+	for topic, limit := range k.limits {
+		if need := s.recordBytes(); limit < need {
+			return nil, fmt.Errorf("topic %s: its max.message.bytes is %d, but a record of %d × %d %s takes up to %d: raise the topic's limit, or take another --topic or --dtype",
+				topic, limit, s.Length, s.Dim, s.Type, need)
+		}
+	}
+	return k, nil
+}
+
+// ask calls f, again where the failure may pass, until it has had its time.
+func (s *sink) ask(ctx context.Context, f func(ctx context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, min(answer, s.Patience))
+	defer cancel()
+	err := retry(bounded, f)
+	if err == nil || ctx.Err() != nil {
+		return errors.Join(err, ctx.Err())
+	}
+	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), err)
+}
+
+// retry calls f until it succeeds, fails for good, or ctx ends; it returns
+// f's last error.
+func retry(ctx context.Context, f func(ctx context.Context) error) error {
+	var last error
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil { // what f says once its time is up is only that
+			last = cause(err)
+		}
+		if !passing(err) {
+			return last
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return last
+		case <-timer.C:
+		}
+	}
+}
+
+// passing tells errors that may go away by themselves.
+func passing(err error) bool {
+	var refused kafka.Error
+	if errors.As(err, &refused) {
+		return refused.Temporary()
+	}
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
+		errors.Is(err, net.ErrClosed)
+}
+
+// cause leaves out the client library's words around an error.
+func cause(err error) error {
+	var dial *net.OpError
+	var refused kafka.Error
+	switch {
+	case errors.As(err, &dial):
+		return dial
+	case errors.As(err, &refused):
+		return refused
+	case errors.Is(err, context.DeadlineExceeded):
+		return errors.New("no answer in time")
+	}
+	return err
+}
+
+// partitions counts the partitions of those of the sink's topics that are
+// there.
+func (s *sink) partitions(ctx context.Context) (map[string]int, error) {
+	counts := map[string]int{}
+	err := s.ask(ctx, func(ctx context.Context) error {
+		r, err := s.client.Metadata(ctx, &kafka.MetadataRequest{Topics: s.topics()})
+		if err != nil {
+			return err
+		}
+		for _, t := range r.Topics {
+			if errors.Is(t.Error, kafka.UnknownTopicOrPartition) {
+				continue
+			} else if t.Error != nil {
+				return t.Error
+			}
+			counts[t.Name] = len(t.Partitions)
+		}
+		return nil
+	})
+	return counts, err
+}
+
+// create makes topics and waits until their partitions have leaders.
+func (s *sink) create(ctx context.Context, topics []string) error {
+	var list []kafka.TopicConfig
+	for _, topic := range topics {
+		list = append(list, kafka.TopicConfig{Topic: topic, NumPartitions: s.Partitions, ReplicationFactor: -1, // the broker's own default
+			ConfigEntries: []kafka.ConfigEntry{
+				{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(max(s.recordBytes(), batchBytes))},
+				{ConfigName: "retention.ms", ConfigValue: "-1"}, // a trainer that comes late still needs the first record
+			}})
+	}
+	err := s.ask(ctx, func(ctx context.Context) error {
+		r, err := s.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: list})
+		if err != nil {
+			return err
+		}
+		for _, topic := range topics {
+			if err := r.Errors[topic]; err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
+				return fmt.Errorf("topic %s: %w", topic, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.ask(ctx, func(ctx context.Context) error {
+		r, err := s.client.Metadata(ctx, &kafka.MetadataRequest{Topics: topics})
+		if err != nil {
+			return err
+		}
+		led := 0
+		for _, t := range r.Topics {
+			for _, p := range t.Partitions {
+				if t.Error == nil && p.Error == nil && p.Leader.Host != "" {
+					led++
+				}
+			}
+		}
+		if led < len(topics)*s.Partitions {
+			return kafka.LeaderNotAvailable
+		}
+		return nil
+	})
+}
+
+// messageLimits reads max.message.bytes of every topic.
+func (s *sink) messageLimits(ctx context.Context) (map[string]int, error) {
+	const name = "max.message.bytes"
+	var resources []kafka.DescribeConfigRequestResource
+	for _, topic := range s.topics() {
+		resources = append(resources, kafka.DescribeConfigRequestResource{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{name}})
+	}
+	limits := map[string]int{}
+	err := s.ask(ctx, func(ctx context.Context) error {
+		r, err := s.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
+		if err != nil {
+			return err
+		}
+		for _, t := range r.Resources {
+			if t.Error != nil {
+				return fmt.Errorf("topic %s: %w", t.ResourceName, t.Error)
+			}
+			for _, e := range t.ConfigEntries {
+				if n, err := strconv.Atoi(e.ConfigValue); err == nil && e.ConfigName == name {
+					limits[t.ResourceName] = n
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, topic := range s.topics() {
+		if limits[topic] == 0 {
+			return nil, fmt.Errorf("topic %s: the broker does not tell its %s", topic, name)
+		}
+	}
+	return limits, nil
+}
+
+// bounds are a partition's first offset and the one after its last. They are
+// asked for in two calls, as brokers answer one question a partition.
+func (s *sink) bounds(ctx context.Context, topic string, partition int) (first, end int64, err error) {
+	for _, q := range []kafka.OffsetRequest{kafka.FirstOffsetOf(partition), kafka.LastOffsetOf(partition)} {
+		err = s.ask(ctx, func(ctx context.Context) error {
+			r, err := s.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: {q}}})
+			if err != nil {
+				return err
+			}
+			for _, a := range r.Topics[topic] {
+				if a.Error != nil {
+					return a.Error
+				}
+				first, end = max(first, a.FirstOffset), max(end, a.LastOffset)
+				return nil
+			}
+			return kafka.UnknownTopicOrPartition
+		})
+		if err != nil {
+			return 0, 0, fmt.Errorf("topic %s: partition %d: %w", topic, partition, err)
+		}
+	}
+	return first, end, nil
+}
+
+// at reads the record at an offset.
+func (s *sink) at(ctx context.Context, topic string, partition int, offset int64) (*activation.Record, error) {
+	var record *activation.Record
+	err := s.ask(ctx, func(ctx context.Context) error {
+		r, err := s.client.Fetch(ctx, &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: offset,
+			MinBytes: 1, MaxBytes: int64(max(s.limits[topic], batchBytes)), MaxWait: 2 * time.Second})
+		if err != nil {
+			return err
+		}
+		if r.Error != nil {
+			return r.Error
+		}
+		for { // a batch may begin before the offset
+			m, err := r.Records.ReadRecord()
+			if err != nil {
+				return fmt.Errorf("no record is at offset %d: %w", offset, err)
+			}
+			if m.Offset != offset {
+				continue
+			}
+			value, err := io.ReadAll(m.Value)
+			if err != nil {
+				return err
+			}
+			record, err = activation.Unmarshal(value)
+			return err
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("topic %s: partition %d: offset %d: %w", topic, partition, offset, err)
+	}
+	return record, nil
+}
+
+// write appends records to a partition, in order. It sends the next batch only
+// when the one before is acknowledged by all replicas, so that whenever it is
+// cut short the partition has no gap. A batch whose acknowledgement was lost is
+// there twice; consumers drop the second.
+func (s *sink) write(ctx context.Context, topic string, partition int, values [][]byte, keys [][]byte) error {
+	limit := min(s.limits[topic], max(batchBytes, s.recordBytes()))
+	for len(values) > 0 {
+		n, size := 0, framing
+		for n < len(values) && (n == 0 || size+len(values[n])+framing <= limit) {
+			size += len(values[n]) + framing
+			n++
+		}
+		if err := s.send(ctx, topic, partition, values[:n], keys[:n]); err != nil {
+			return fmt.Errorf("topic %s: partition %d: %w", topic, partition, err)
+		}
+		values, keys = values[n:], keys[n:]
+	}
+	return nil
+}
+
+func (s *sink) send(ctx context.Context, topic string, partition int, values, keys [][]byte) error {
+	bounded, cancel := context.WithTimeout(ctx, s.Patience)
+	defer cancel()
+	err := retry(bounded, func(ctx context.Context) error {
+		records := make([]kafka.Record, len(values))
+		now := time.Now()
+		for i := range values {
+			records[i] = kafka.Record{Time: now, Key: kafka.NewBytes(keys[i]), Value: kafka.NewBytes(values[i])}
+		}
+		r, err := s.client.Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...)})
+		if err != nil {
+			return err
+		}
+		return r.Error
+	})
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case bounded.Err() != nil:
+		return fmt.Errorf("broker %s: not written within %v: %w", strings.Join(s.Brokers, ","), s.Patience, err)
+	}
+	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), err)
+}
+
+// lag is how many records of a topic's partitions the trainer has not yet
+// said to have read.
+func (s *sink) lag(ctx context.Context, topic string, partitions []int) (int64, error) {
+	read := map[int]int64{}
+	err := s.ask(ctx, func(ctx context.Context) error {
+		clear(read)
+		r, err := s.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: partitions}})
+		if err != nil {
+			return err
+		}
+		for _, p := range r.Topics[topic] {
+			read[p.Partition] = max(0, p.CommittedOffset)
+		}
+		if errors.Is(r.Error, kafka.GroupIdNotFound) { // no trainer has told anything yet
+			return nil
+		}
+		return r.Error
+	})
+	if err != nil {
+		return 0, fmt.Errorf("topic %s: %w", topic, err)
+	}
+	var lag int64
+	for _, p := range partitions {
+		first, end, err := s.bounds(ctx, topic, p)
+		if err != nil {
+			return 0, err
+		}
+		lag += max(0, end-max(first, read[p]))
+	}
+	return lag, nil
+}
+
+// Validate says what of a sink cannot be.
+func (s Sink) Validate() error {
+	if err := activation.CheckRun(s.Run); err != nil {
+		return fmt.Errorf("--topic: %w", err)
+	}
+	if len(s.Brokers) == 0 || slices.Contains(s.Brokers, "") {
+		return errors.New("--brokers: want host:port, several with commas")
+	}
+	for _, b := range s.Brokers {
+		if _, _, err := net.SplitHostPort(b); err != nil {
+			return fmt.Errorf("--brokers: %q is not host:port", b)
+		}
+	}
+	if s.Partitions < 1 || s.Partitions > 1<<16 {
+		return fmt.Errorf("--partitions is %d", s.Partitions)
+	}
+	if len(s.Layers) == 0 || !slices.IsSorted(s.Layers) || len(slices.Compact(slices.Clone(s.Layers))) != len(s.Layers) {
+		return fmt.Errorf("--layers %v: want each layer once, ascending", s.Layers)
+	}
+	if s.Patience <= 0 {
+		return fmt.Errorf("--patience is %v", s.Patience)
+	}
+	return nil
+}

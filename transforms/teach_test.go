@@ -1,0 +1,489 @@
+package transforms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/schemas/activation"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/dtype"
+	"github.com/scavenge/scavenge/schemas/tokenset"
+)
+
+const lessonLength, lessonVocab = 6, 50
+
+// fakeEngine computes hidden values that depend on layer, token and place, so
+// that a record can be told from any other.
+type fakeEngine struct{ gpu.Engine }
+
+type unused = gpu.Model // under another name, as a Model has a method Model
+
+type fakeModel struct {
+	unused
+	config checkpoint.Config
+}
+
+// computed counts the sequences that went through a fake model, and failAfter,
+// if not 0, is how many may.
+var computed, failAfter atomic.Int64
+
+var errFake = errors.New("the device is gone")
+
+func (fakeEngine) Open(m *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
+	return &fakeModel{config: m.Config}, nil
+}
+func (fakeEngine) Close() error { return nil }
+func (*fakeModel) Close() error { return nil }
+
+func fakeValue(layer int, token int32, place, channel int) float32 {
+	return float32(layer*100) + float32(token) + float32(place)/8 + float32(channel)/64
+}
+
+func (m *fakeModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
+	if err := b.Check(m.config); err != nil {
+		return nil, err
+	}
+	if n := computed.Add(int64(b.Rows)); failAfter.Load() > 0 && n > failAfter.Load() {
+		return nil, errFake
+	}
+	var out [][]float32
+	for _, l := range layers {
+		var x []float32
+		for i, t := range b.Tokens {
+			for c := range m.config.Dim {
+				x = append(x, fakeValue(l, t, i%b.Length, c))
+			}
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
+func init() { gpu.Register("fake", func(string) (gpu.Engine, error) { return fakeEngine{}, nil }) }
+
+// broker starts an embedded broker for a test.
+func broker(t testing.TB) *infra.Broker {
+	t.Helper()
+	b, err := infra.StartBroker(infra.BrokerOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+// lesson makes a token set of 30 sequences in three shards and a teacher of
+// four layers; its sink is partitions × layers 0, 1 and 3.
+func lesson(t testing.TB, brokers string, partitions int) Lesson {
+	t.Helper()
+	dir := t.TempDir()
+	train := &tokenset.Counts{}
+	for i, rows := range []int64{13, 10, 7} {
+		w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, i, 3)), i, lessonLength)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for row := range rows {
+			tokens := make([]int32, lessonLength)
+			for j := range tokens {
+				tokens[j] = int32((int(row)*7 + i*17 + j*j) % lessonVocab)
+			}
+			if err := w.Append(tokens); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		train.Shards, train.Rows = append(train.Shards, s), train.Rows+rows
+	}
+	train.Tokens = train.Rows * lessonLength
+	if err := tokenset.WriteManifest(dir, &tokenset.Manifest{Tokenizer: tokenset.Tokenizer{Vocab: lessonVocab}, SeqLen: lessonLength,
+		Splits: map[tokenset.Split]*tokenset.Counts{tokenset.Train: train}}); err != nil {
+		t.Fatal(err)
+	}
+	c := checkpoint.Config{Architecture: checkpoint.GPTNeoX, Vocab: lessonVocab, Dim: 4, Hidden: 4, Layers: 4, Context: lessonLength, Eps: 1e-5,
+		Attention: checkpoint.Attention{Heads: 1, RotaryPct: 1, RotaryBase: 10000}}
+	m := &checkpoint.Model{Config: c, Weights: map[string][]float32{}}
+	for _, s := range c.Specs() {
+		m.Weights[s.Name] = make([]float32, s.Size())
+	}
+	teacher := filepath.Join(t.TempDir(), "teacher")
+	if err := m.Save(teacher); err != nil {
+		t.Fatal(err)
+	}
+	return Lesson{Dataset: dir, Seed: 5, Sequences: 60, Teacher: teacher, Device: "fake", Batch: 4, Workers: 1,
+		Sink: Sink{Brokers: []string{brokers}, Run: "run", Layers: []int{0, 1, 3}, Partitions: partitions, Length: lessonLength, Dim: 4, Type: dtype.Float16, Patience: 10 * time.Second}}
+}
+
+// give runs a lesson to its end and returns how many sequences were computed.
+func give(ctx context.Context, l Lesson) (int64, error) {
+	if err := l.Sink.Prepare(ctx); err != nil {
+		return 0, err
+	}
+	before := computed.Load()
+	for w := range l.Workers {
+		if err := (&teachFn{Lesson: l}).ProcessElement(ctx, w); err != nil {
+			return computed.Load() - before, err
+		}
+	}
+	return computed.Load() - before, nil
+}
+
+// records reads a partition from its beginning to its end.
+func records(t testing.TB, addr, topic string, partition int) []*activation.Record {
+	t.Helper()
+	k := Sink{Brokers: []string{addr}, Patience: 10 * time.Second}.connect()
+	defer k.close()
+	next, end, err := k.bounds(context.Background(), topic, partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []*activation.Record
+	for next < end {
+		r, err := k.client.Fetch(context.Background(), &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: next, MinBytes: 1, MaxBytes: 8 << 20, MaxWait: 2 * time.Second})
+		if err == nil {
+			err = r.Error
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m, err := r.Records.ReadRecord()
+			if err != nil {
+				break
+			}
+			if m.Offset < next {
+				continue
+			}
+			value, _ := io.ReadAll(m.Value)
+			key, _ := io.ReadAll(m.Key)
+			x, err := activation.Unmarshal(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Offset != next || !slices.Equal(key, activation.Key(x.SequenceID)) {
+				t.Fatalf("%s: offset %d, want %d: key %v of sequence %d", topic, m.Offset, next, key, x.SequenceID)
+			}
+			list, next = append(list, x), next+1
+		}
+	}
+	return list
+}
+
+// complete checks that every lane of a lesson holds exactly its part of the
+// canonical order, with the right content.
+func complete(t *testing.T, l Lesson) {
+	t.Helper()
+	set, err := tokenset.Open(l.Dataset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := checkpoint.Load(l.Teacher)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, layer := range l.Sink.Layers {
+		for p := range l.Sink.Partitions {
+			type at struct{ epoch, id int64 }
+			var want, got []at
+			for k := range l.Sequences {
+				epoch := k / 30
+				if id := set.Order(tokenset.Train, l.Seed, epoch)[k%30]; activation.Partition(id, l.Sink.Partitions) == p {
+					want = append(want, at{epoch, id})
+				}
+			}
+			for _, r := range records(t, l.Sink.Brokers[0], activation.Topic(l.Sink.Run, layer), p) {
+				got = append(got, at{int64(r.Epoch), r.SequenceID})
+				tokens, err := set.Sequence(tokenset.Train, r.SequenceID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Teacher != m.Fingerprint() || r.TokenSet != set.Fingerprint() || r.Layer != layer || r.Type != l.Sink.Type || !slices.Equal(r.Tokens, tokens) {
+					t.Fatalf("layer %d partition %d: record %+v", layer, p, r)
+				}
+				x, err := r.Decode()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range x {
+					if want := fakeValue(layer, tokens[i/4], i/4, i%4); x[i] < want*0.999 || x[i] > want*1.001 {
+						t.Fatalf("layer %d sequence %d: value %d is %g, want %g", layer, r.SequenceID, i, x[i], want)
+					}
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Fatalf("layer %d partition %d:\n got %v\nwant %v", layer, p, got, want)
+			}
+		}
+	}
+}
+
+func TestEachPartitionHoldsItsPartOfTheCanonicalOrder(t *testing.T) {
+	b := broker(t)
+	for _, c := range []struct{ partitions, workers int }{{1, 1}, {3, 1}, {3, 2}} {
+		l := lesson(t, b.Addr(), c.partitions)
+		l.Sink.Run, l.Workers = fmt.Sprintf("p%dw%d", c.partitions, c.workers), c.workers
+		if n, err := give(t.Context(), l); err != nil || n != 60 {
+			t.Fatalf("%d sequences computed, want 60; %v", n, err)
+		}
+		complete(t, l)
+		if n, err := give(t.Context(), l); err != nil || n != 0 {
+			t.Fatalf("a second run computed %d sequences; %v", n, err)
+		}
+		complete(t, l)
+	}
+}
+
+// A lesson that ends anywhere is gone on with: only the rest is computed and
+// no lane has a gap or a record twice.
+func TestRerunMakesOnlyTheRest(t *testing.T) {
+	b := broker(t)
+	defer failAfter.Store(0)
+	for n := int64(1); n < 60; n += 13 {
+		l := lesson(t, b.Addr(), 2)
+		l.Sink.Run = fmt.Sprint("cut-", n)
+		failAfter.Store(computed.Load() + n)
+		if _, err := give(t.Context(), l); !errors.Is(err, errFake) {
+			t.Fatalf("cut after %d: %v", n, err)
+		}
+		failAfter.Store(0)
+		rest, err := give(t.Context(), l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done := 60 - rest; done > n || done < n-int64(l.Batch) {
+			t.Errorf("cut after %d sequences: the rerun computed %d of 60", n, rest)
+		}
+		complete(t, l)
+	}
+}
+
+// Lanes that are further than others are not written to again: each goes on
+// after its own last record.
+func TestLanesGoOnEachFromItsOwnEnd(t *testing.T) {
+	b := broker(t)
+	l := lesson(t, b.Addr(), 2)
+	l.Sequences = 17
+	few := l
+	few.Sink.Layers = []int{1}
+	if _, err := give(t.Context(), few); err != nil {
+		t.Fatal(err)
+	}
+	few.Sink.Layers, few.Sequences = []int{0, 1}, 40
+	if n, err := give(t.Context(), few); err != nil || n != 40 {
+		t.Fatalf("%d computed; %v", n, err)
+	}
+	l.Sequences = 60
+	if _, err := give(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	complete(t, l)
+}
+
+func TestOtherLessonsInTheTopicAreRefused(t *testing.T) {
+	b := broker(t)
+	l := lesson(t, b.Addr(), 1)
+	l.Sequences = 8
+	if _, err := give(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	other := lesson(t, b.Addr(), 1)
+	m, err := checkpoint.Load(other.Teacher)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Weights[checkpoint.EmbedIn][0] = 1
+	if err := m.Save(other.Teacher); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Lesson){
+		"another teacher": func(x *Lesson) { x.Teacher = other.Teacher },
+		"another --seed":  func(x *Lesson) { x.Seed++ },
+		"of type F16":     func(x *Lesson) { x.Sink.Type = dtype.BFloat16 },
+		"1 partitions, want 2": func(x *Lesson) {
+			x.Sink.Partitions = 2
+		},
+	} {
+		x := l
+		change(&x)
+		_, err := give(t.Context(), x)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "run.layer-") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v, want one line with %q", err, want)
+		}
+	}
+	if n := len(records(t, b.Addr(), "run.layer-0", 0)); n != 8 {
+		t.Errorf("%d records are there after the refusals, want 8", n)
+	}
+}
+
+func TestTooSmallATopicIsRefusedBeforeTheFirstRecord(t *testing.T) {
+	b := broker(t)
+	l := lesson(t, b.Addr(), 1)
+	c := &kafka.Client{Addr: kafka.TCP(b.Addr())}
+	topic := activation.Topic(l.Sink.Run, 1)
+	if _, err := c.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1,
+		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "1048588"}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	l.Sink.Length, l.Sink.Dim = 1024, 512
+	err := l.Sink.Prepare(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "1048588") || !strings.Contains(err.Error(), fmt.Sprint(activation.MaxMessageBytes(1024, 512, dtype.Float16))) || !strings.Contains(err.Error(), topic) {
+		t.Errorf("%v, want the topic and both numbers", err)
+	}
+}
+
+func TestAbsentBrokerIsOneClearLineInTime(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	begin := time.Now()
+	sink := lesson(t, addr, 1).Sink
+	sink.Patience = time.Second
+	err = sink.Prepare(t.Context())
+	if err == nil || !strings.Contains(err.Error(), addr) || !strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %v", err)
+	}
+	if d := time.Since(begin); d > 3*time.Second {
+		t.Errorf("it took %v", d)
+	}
+}
+
+// A connection that breaks while records are written leaves no gap; a record
+// whose acknowledgement was lost may be there twice, in order.
+func TestBrokenConnectionsLeaveNoGap(t *testing.T) {
+	b := broker(t)
+	l := lesson(t, b.Addr(), 2)
+	if err := l.Sink.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k := l.Sink.connect()
+	defer k.close()
+	k.limits = map[string]int{activation.Topic(l.Sink.Run, 0): batchBytes}
+	// Every connection dies after some bytes.
+	var dials atomic.Int64
+	k.transport.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &mortal{Conn: c, left: 3000 + 700*dials.Add(1)}, nil
+	}
+	topic := activation.Topic(l.Sink.Run, 0)
+	for i := range int64(60) {
+		r := &activation.Record{Layer: 0, SequenceID: i, Length: lessonLength, Dim: 4, Type: dtype.Float32, Tokens: make([]int32, lessonLength), Values: make([]byte, lessonLength*16)}
+		v, err := activation.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.write(t.Context(), topic, 0, [][]byte{v}, [][]byte{activation.Key(i)}); err != nil {
+			t.Fatalf("record %d: %v", i, err)
+		}
+	}
+	if dials.Load() < 3 {
+		t.Fatalf("only %d connections: none broke", dials.Load())
+	}
+	next := int64(0)
+	for _, r := range records(t, b.Addr(), topic, 0) {
+		if r.SequenceID > next {
+			t.Fatalf("record %d comes before %d", r.SequenceID, next)
+		}
+		if r.SequenceID == next {
+			next++
+		}
+	}
+	if next != 60 {
+		t.Fatalf("%d records of 60", next)
+	}
+}
+
+// mortal is a connection that breaks after some bytes.
+type mortal struct {
+	net.Conn
+	left int64
+}
+
+func (m *mortal) Write(b []byte) (int, error) {
+	if m.left -= int64(len(b)); m.left < 0 {
+		m.Conn.Close()
+		return 0, io.ErrClosedPipe
+	}
+	return m.Conn.Write(b)
+}
+
+func TestTeacherWaitsForATrainerThatIsBehind(t *testing.T) {
+	b := broker(t)
+	l := lesson(t, b.Addr(), 2)
+	l.MaxLag = int64(10 * l.Sink.recordBytes())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { _, err := give(ctx, l); ended <- err }()
+	k := l.Sink.connect()
+	defer k.close()
+	topic := activation.Topic(l.Sink.Run, 0)
+	written := func() (n int64) {
+		for p := range 2 {
+			_, end, err := k.bounds(t.Context(), topic, p)
+			if err != nil {
+				return -1 // the topic is being made
+			}
+			n += end
+		}
+		return n
+	}
+	var seen int64
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		n := written()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seen < 3 {
+				t.Fatalf("it waited %d times", seen)
+			}
+			complete(t, l)
+			return
+		default:
+		}
+		if n < 10 {
+			continue
+		}
+		// it stands still at the bound, give or take the two batches on their way
+		time.Sleep(400 * time.Millisecond)
+		if again := written(); again == n {
+			seen++
+			for p := range 2 {
+				for _, layer := range l.Sink.Layers {
+					name := activation.Topic(l.Sink.Run, layer)
+					_, end, _ := k.bounds(t.Context(), name, p)
+					if _, err := k.client.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(name), GenerationID: -1,
+						Topics: map[string][]kafka.OffsetCommit{name: {{Partition: p, Offset: end}}}}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d records after 20 s", n)
+		}
+	}
+}
