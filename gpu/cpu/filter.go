@@ -78,8 +78,8 @@ func (f *filter[T]) Forward() (mat.Tensor, error) {
 	f.x[0] = f.grid.features[:l*e]
 	for i := range 3 {
 		in := len(f.x[i]) / l
-		w, b := doubles[T](f.w[i]), values[T](f.b[i])
-		a, x, slope := make([]float64, l*width), make([]float64, l*width), make([]float64, l*width)
+		w, b := f.doubles(f.w[i]), values[T](f.b[i])
+		a, x, slope := f.c.wide.take(l*width), f.c.wide.take(l*width), f.c.wide.take(l*width)
 		product(f.c.workers, l, width, in, rows(f.x[i], in), across(w, in), a, width, false)
 		f.c.workers.slice(l, 16, func(from, to int) {
 			for j := from * width; j < to*width; j++ {
@@ -90,8 +90,8 @@ func (f *filter[T]) Forward() (mat.Tensor, error) {
 		})
 		f.a[i], f.x[i+1], f.slope[i] = a, x, slope
 	}
-	o := make([]float64, l*d)
-	product(f.c.workers, l, d, width, rows(f.x[3], width), across(doubles[T](f.w[3]), width), o, d, false)
+	o := f.c.wide.take(l * d)
+	product(f.c.workers, l, d, width, rows(f.x[3], width), across(f.doubles(f.w[3]), width), o, d, false)
 	h := f.c.tensor(d, l)
 	f.c.workers.slice(d, 16, func(from, to int) {
 		for n := range l {
@@ -106,7 +106,7 @@ func (f *filter[T]) Forward() (mat.Tensor, error) {
 func (f *filter[T]) Backward(g mat.Tensor) error {
 	l, d, width := f.length, f.grid.d, f.phi.Size()
 	dh, phi := values[T](g), values[T](f.phi)
-	do := make([]float64, l*d)
+	do := f.c.wide.take(l * d)
 	f.c.workers.slice(d, 16, func(from, to int) {
 		for n := range l {
 			for c := from; c < to; c++ {
@@ -115,12 +115,12 @@ func (f *filter[T]) Backward(g mat.Tensor) error {
 		}
 	})
 	f.weightGrad(f.w[3], do, f.x[3], d, width)
-	dx := make([]float64, l*width)
-	product(f.c.workers, l, width, d, rows(do, d), rows(doubles[T](f.w[3]), width), dx, width, false)
+	dx := f.c.wide.take(l * width)
+	product(f.c.workers, l, width, d, rows(do, d), rows(f.doubles(f.w[3]), width), dx, width, false)
 
-	dphi := make([]float64, width)
+	dphi := f.c.wide.zeros(width)
 	for i := 2; i >= 0; i-- {
-		da, db := dx, make([]float64, width)
+		da, db := dx, f.c.wide.zeros(width)
 		for j := range da {
 			k := j % width
 			g := dx[j] * f.slope[i][j]
@@ -132,8 +132,8 @@ func (f *filter[T]) Backward(g mat.Tensor) error {
 		in := len(f.x[i]) / l
 		f.weightGrad(f.w[i], da, f.x[i], width, in)
 		if i > 0 {
-			dx = make([]float64, l*in)
-			product(f.c.workers, l, in, width, rows(da, width), rows(doubles[T](f.w[i]), in), dx, in, false)
+			dx = f.c.wide.take(l * in)
+			product(f.c.workers, l, in, width, rows(da, width), rows(f.doubles(f.w[i]), in), dx, in, false)
 		}
 	}
 	f.give(f.phi, dphi)
@@ -143,7 +143,7 @@ func (f *filter[T]) Backward(g mat.Tensor) error {
 // weightGrad gives w its gradient dyᵀ x [m, k].
 func (f *filter[T]) weightGrad(w mat.Tensor, dy, x []float64, m, k int) {
 	if w.RequiresGrad() {
-		dw := make([]float64, m*k)
+		dw := f.c.wide.take(m * k)
 		product(f.c.workers, m, k, f.length, across(dy, m), rows(x, k), dw, k, false)
 		f.give(w, dw)
 	}
@@ -161,9 +161,10 @@ func (f *filter[T]) give(w mat.Tensor, g []float64) {
 	w.AccGrad(t)
 }
 
-func doubles[T simd.Float](t mat.Tensor) []float64 {
+// doubles is a weight in float64.
+func (f *filter[T]) doubles(t mat.Tensor) []float64 {
 	v := values[T](t)
-	w := make([]float64, len(v))
+	w := f.c.wide.take(len(v))
 	for i, x := range v {
 		w[i] = float64(x)
 	}

@@ -10,6 +10,7 @@ import (
 // context is what an operator runs with.
 type context[T simd.Float] struct {
 	*arena[T]
+	wide    *arena[float64] // for what is float64 in either precision
 	workers workers
 }
 

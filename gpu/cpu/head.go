@@ -53,30 +53,33 @@ func (f *head[T]) Forward() (mat.Tensor, error) {
 	kl := make([]float64, n)
 	block := min(n, headRows(v))
 	s := f.c.take(block * v)
-	var soft, teacher []T
+	var p, t, logits []T // softmax(s/T), softmax of the teacher's, and its logits
 	if f.weight > 0 {
-		soft, teacher = f.c.take(block*v), f.c.take(block*v)
+		p, t, logits = f.c.take(block*v), f.c.take(block*v), f.c.take(block*v)
 	}
-	for from := 0; from < n; from += block {
-		m := min(block, n-from)
-		product(f.c.workers, m, v, d, rows(x[from*d:], d), across(w, d), s, v, false)
+	for first := 0; first < n; first += block {
+		m := min(block, n-first)
+		product(f.c.workers, m, v, d, rows(x[first*d:], d), across(w, d), s, v, false)
 		if f.weight > 0 {
 			td := len(f.teacherX) / n
-			product(f.c.workers, m, v, td, rows(f.teacherX[from*td:], td), across(f.teacherW, td), teacher, v, false)
+			product(f.c.workers, m, v, td, rows(f.teacherX[first*td:], td), across(f.teacherW, td), logits, v, false)
 		}
 		f.c.workers.each(m, func(i int) {
-			row := s[i*v : (i+1)*v]
+			from, to := i*v, (i+1)*v
+			row := s[from:to]
 			if f.weight > 0 {
-				kl[from+i] = f.softRow(row, soft[i*v:(i+1)*v], teacher[i*v:(i+1)*v])
+				kl[first+i] = f.softRow(row, logits[from:to], p[from:to], t[from:to])
 			}
-			f.nll[from+i] = f.hardRow(row, from+i, train)
+			f.nll[first+i] = f.hardRow(row, first+i, train)
 			if f.weight > 0 && train {
-				simd.AddScaled(row, soft[i*v:(i+1)*v], T(f.weight*f.temperature/float64(n)))
+				scale := T(f.weight * f.temperature / float64(n))
+				simd.AddScaled(row, p[from:to], scale)
+				simd.AddScaled(row, t[from:to], -scale)
 			}
 		})
 		if train {
-			product(f.c.workers, m, d, v, rows(s, v), rows(w, d), f.dx.v[from*d:], d, false)
-			product(f.c.workers, v, d, m, across(s, v), rows(x[from*d:], d), f.dw.v, d, from > 0)
+			product(f.c.workers, m, d, v, rows(s, v), rows(w, d), f.dx.v[first*d:], d, false)
+			product(f.c.workers, v, d, m, across(s, v), rows(x[first*d:], d), f.dw.v, d, first > 0)
 		}
 	}
 	ce, soften := 0.0, 0.0
@@ -116,22 +119,19 @@ func (f *head[T]) hardRow(s []T, n int, train bool) float64 {
 	return math.Log(sum) - (float64(logit) - float64(top))
 }
 
-// softRow is Σ t (log t − log p); it sets p to p − t and spends t.
-func (f *head[T]) softRow(s, p, t []T) float64 {
+// softRow is Σ t (log t − log p) for the student's and the teacher's logits; it
+// sets p and t to their softmax.
+func (f *head[T]) softRow(s, teacher, p, t []T) float64 {
 	inv := T(1 / f.temperature)
-	topS, topT := simd.Max(s), simd.Max(t)
-	sumS := simd.Exp(p, s, inv, topS)
-	sumT, cross := 0.0, 0.0 // of t's exponentials, and of their products with the logits' differences
-	for i := range t {
-		gap := (float64(t[i]) - float64(topT)) - (float64(s[i]) - float64(topS))
-		e := math.Exp((float64(t[i]) - float64(topT)) / f.temperature)
-		t[i] = T(e)
-		sumT += e
-		cross += e * gap
+	topP, topT := simd.Max(s), simd.Max(teacher)
+	sumP, sumT := simd.Exp(p, s, inv, topP), simd.Exp(t, teacher, inv, topT)
+	simd.Scale(p, p, T(1/sumP))
+	simd.Scale(t, t, T(1/sumT))
+	gap := 0.0 // Σ t times the difference of the logits, each below its top
+	for i, v := range t {
+		gap += float64(v) * (float64(teacher[i]-topT) - float64(s[i]-topP))
 	}
-	simd.Scale(p, p, T(1/sumS))
-	simd.AddScaled(p, t, T(-1/sumT))
-	return cross/sumT/f.temperature - math.Log(sumT) + math.Log(sumS)
+	return gap/f.temperature - math.Log(sumT) + math.Log(sumP)
 }
 
 func (f *head[T]) Backward(g mat.Tensor) error {

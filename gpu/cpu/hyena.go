@@ -35,9 +35,15 @@ func (f *hyena[T]) Forward() (mat.Tensor, error) {
 	n, l, d := f.sizes()
 	f.p, f.u, f.s = f.c.take(n*l*3*d), f.c.take(n*l*d), f.c.take(n*l*d)
 	f.shortForward()
-	f.byChannel(func(row, c, t int) {
-		p := f.p[(row*l+t)*3*d:]
-		f.u[(c*n+row)*l+t] = p[d+c] * p[2*d+c]
+	f.patches(func(at patch[T]) {
+		for t := at.t0; t < at.t1; t++ {
+			p := f.p[(at.row*l+t)*3*d:]
+			k, v := p[d+at.c0:d+at.c1], p[2*d+at.c0:2*d+at.c1]
+			for c, x := range k {
+				at.a[c*patchSide+t-at.t0] = x * v[c]
+			}
+		}
+		at.store(f.u, at.a)
 	})
 	longConvolution(f.c.workers, f.s, f.u, values[T](f.h), n, l, d)
 	beta := values[T](f.beta)
@@ -45,29 +51,51 @@ func (f *hyena[T]) Forward() (mat.Tensor, error) {
 		simd.AddScaled(f.s[c*n*l:(c+1)*n*l], f.u[c*n*l:(c+1)*n*l], beta[c])
 	})
 	y := f.c.tensor(n*l, d)
-	f.byChannel(func(row, c, t int) {
-		y.v[(row*l+t)*d+c] = f.p[(row*l+t)*3*d+c] * f.s[(c*n+row)*l+t]
+	f.patches(func(at patch[T]) {
+		at.load(at.a, f.s)
+		for t := at.t0; t < at.t1; t++ {
+			i := at.row*l + t
+			q, out := f.p[i*3*d+at.c0:i*3*d+at.c1], y.v[i*d+at.c0:i*d+at.c1]
+			for c, x := range q {
+				out[c] = x * at.a[c*patchSide+t-at.t0]
+			}
+		}
 	})
 	return y, nil
 }
 
 func (f *hyena[T]) Backward(g mat.Tensor) error {
 	n, l, d := f.sizes()
-	dy, beta := values[T](g), values[T](f.beta)
+	gy, beta := values[T](g), values[T](f.beta)
 	dp, ds, du := f.c.take(n*l*3*d), f.c.take(n*l*d), f.c.take(n*l*d)
-	f.byChannel(func(row, c, t int) {
-		i := row*l + t
-		dp[i*3*d+c] = dy[i*d+c] * f.s[(c*n+row)*l+t]
-		ds[(c*n+row)*l+t] = dy[i*d+c] * f.p[i*3*d+c]
+	f.patches(func(at patch[T]) {
+		at.load(at.a, f.s)
+		for t := at.t0; t < at.t1; t++ {
+			i := at.row*l + t
+			q, dq, dy := f.p[i*3*d+at.c0:i*3*d+at.c1], dp[i*3*d+at.c0:], gy[i*d+at.c0:]
+			for c, x := range q {
+				o := c*patchSide + t - at.t0
+				dq[c] = dy[c] * at.a[o]
+				at.b[o] = dy[c] * x
+			}
+		}
+		at.store(ds, at.b)
 	})
 	longCorrelation(f.c.workers, du, ds, values[T](f.h), n, l, d)
 	f.c.workers.each(d, func(c int) {
 		simd.AddScaled(du[c*n*l:(c+1)*n*l], ds[c*n*l:(c+1)*n*l], beta[c])
 	})
-	f.byChannel(func(row, c, t int) {
-		i := (row*l + t) * 3 * d
-		v := du[(c*n+row)*l+t]
-		dp[i+d+c], dp[i+2*d+c] = v*f.p[i+2*d+c], v*f.p[i+d+c]
+	f.patches(func(at patch[T]) {
+		at.load(at.a, du)
+		for t := at.t0; t < at.t1; t++ {
+			i := (at.row*l + t) * 3 * d
+			k, v := f.p[i+d+at.c0:i+d+at.c1], f.p[i+2*d+at.c0:i+2*d+at.c1]
+			dk, dv := dp[i+d+at.c0:], dp[i+2*d+at.c0:]
+			for c, x := range k {
+				u := at.a[c*patchSide+t-at.t0]
+				dk[c], dv[c] = u*v[c], u*x
+			}
+		}
 	})
 	if f.h.RequiresGrad() {
 		dh := f.c.tensor(d, l)
@@ -85,19 +113,47 @@ func (f *hyena[T]) Backward(g mat.Tensor) error {
 	return nil
 }
 
-// byChannel visits every (sequence, channel, position), a patch of neighbouring
-// channels and positions at a time, so that both layouts are read by cache lines.
-func (f *hyena[T]) byChannel(visit func(row, c, t int)) {
+// patchSide is the channels and the positions of a patch.
+const patchSide = 32
+
+// patch is where the two layouts meet: positions t0 … t1 of one sequence,
+// channels c0 … c1, and two buffers [patchSide, patchSide] by channel. Whole
+// runs of a channel go between them and a [D, rows, L] array, since its
+// channels lie a power of two apart, where single elements would evict each
+// other from the cache.
+type patch[T simd.Float] struct {
+	row, t0, t1, c0, c1 int
+	a, b                []T
+	rows, length        int
+}
+
+// store copies a patch's buffer to an array by channel, load from it.
+func (p patch[T]) store(dst, buffer []T) {
+	for c := p.c0; c < p.c1; c++ {
+		copy(dst[(c*p.rows+p.row)*p.length+p.t0:], buffer[(c-p.c0)*patchSide:][:p.t1-p.t0])
+	}
+}
+
+func (p patch[T]) load(buffer, src []T) {
+	for c := p.c0; c < p.c1; c++ {
+		at := (c*p.rows + p.row) * p.length
+		copy(buffer[(c-p.c0)*patchSide:], src[at+p.t0:at+p.t1])
+	}
+}
+
+// patches visits every patch.
+func (f *hyena[T]) patches(visit func(at patch[T])) {
 	n, l, d := f.sizes()
-	const patch = 32
-	f.c.workers.slice(n*l, patch, func(from, to int) {
-		for c0 := 0; c0 < d; c0 += patch {
-			for i := from; i < to; i++ {
-				row, t := i/l, i%l
-				for c := c0; c < min(d, c0+patch); c++ {
-					visit(row, c, t)
-				}
-			}
+	perRow := (l + patchSide - 1) / patchSide
+	f.c.workers.each(n*perRow, func(i int) {
+		buffer := borrow[T](2 * patchSide * patchSide)
+		defer giveBack(buffer)
+		t0 := i % perRow * patchSide
+		at := patch[T]{row: i / perRow, t0: t0, t1: min(l, t0+patchSide), rows: n, length: l,
+			a: (*buffer)[:patchSide*patchSide], b: (*buffer)[patchSide*patchSide:]}
+		for at.c0 = 0; at.c0 < d; at.c0 += patchSide {
+			at.c1 = min(d, at.c0+patchSide)
+			visit(at)
 		}
 	})
 }

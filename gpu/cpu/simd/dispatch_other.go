@@ -21,3 +21,9 @@ func product(dst, x, y []float32)           { productTwin(dst, x, y) }
 func scale(dst, x []float32, s float32)     { scaleTwin(dst, x, s) }
 
 func maximum(x []float32) float32 { return maxTwin(x) }
+
+func copyRows32(n int, dst, src []float32, stride int) { copyRowsTwin(n, dst, src, stride, cols32) }
+func copyRows64(n int, dst, src []float64, stride int) { copyRowsTwin(n, dst, src, stride, cols64) }
+func gather32(tiles, n int, dst, src []float32, stride int) {
+	gatherTwin(tiles, n, dst, src, stride)
+}

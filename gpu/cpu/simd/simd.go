@@ -66,6 +66,36 @@ func clearTile[T Float](c []T, rc, cols int) {
 	}
 }
 
+// CopyRows packs n rows of Cols elements, stride apart in src, one after the
+// other in dst: a panel of B for Tile.
+func CopyRows[T Float](n int, dst, src []T, stride int) {
+	if n <= 0 {
+		return
+	}
+	cols := Cols[T]()
+	_, _ = dst[:n*cols], src[:(n-1)*stride+cols]
+	switch dst := any(dst).(type) {
+	case []float32:
+		copyRows32(n, dst, any(src).([]float32), stride)
+	case []float64:
+		copyRows64(n, dst, any(src).([]float64), stride)
+	}
+}
+
+// Gather packs n columns of tiles·Rows elements, stride apart in src, as tiles
+// of A for Tile: element r of tile i's column k goes to dst[(i·n + k)·Rows + r].
+func Gather[T Float](tiles, n int, dst, src []T, stride int) {
+	if n <= 0 || tiles <= 0 {
+		return
+	}
+	_, _ = dst[:tiles*n*Rows], src[:(n-1)*stride+tiles*Rows]
+	if d, ok := any(dst).([]float32); ok {
+		gather32(tiles, n, d, any(src).([]float32), stride)
+		return
+	}
+	gatherTwin(tiles, n, dst, src, stride)
+}
+
 // Exp sets dst[i] = exp(scale·(x[i] − shift)) and returns the sum. In float32
 // the largest relative error of an element is 4e-7 for arguments of −10 to 0
 // and grows with the argument's own rounding (6e-8 · |argument|) beyond;

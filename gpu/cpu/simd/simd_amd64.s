@@ -404,3 +404,51 @@ maxloop:
 	VMOVSS X0, ret+16(FP)
 	VZEROUPPER
 	RET
+
+// func copyLines64asm(n int, dst, src unsafe.Pointer, stride int)
+TEXT ·copyLines64asm(SB), NOSPLIT, $0-32
+	MOVQ n+0(FP), CX
+	MOVQ dst+8(FP), DI
+	MOVQ src+16(FP), SI
+	MOVQ stride+24(FP), R8
+
+linesloop:
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ R8, SI
+	ADDQ $64, DI
+	DECQ CX
+	JNZ  linesloop
+	VZEROUPPER
+	RET
+
+// func gather32asm(tiles, n int, dst *float32, tile int, src *float32, stride int)
+// Per column of n: tiles runs of 24 bytes, one after the other in src, tile bytes apart in dst.
+TEXT ·gather32asm(SB), NOSPLIT, $0-48
+	MOVQ n+8(FP), CX
+	MOVQ dst+16(FP), DI
+	MOVQ tile+24(FP), R9
+	MOVQ src+32(FP), SI
+	MOVQ stride+40(FP), R8
+
+columns:
+	MOVQ tiles+0(FP), DX
+	MOVQ SI, R10
+	MOVQ DI, R11
+
+runs:
+	VMOVUPS (R10), X0
+	MOVQ 16(R10), AX
+	VMOVUPS X0, (R11)
+	MOVQ AX, 16(R11)
+	ADDQ $24, R10
+	ADDQ R9, R11
+	DECQ DX
+	JNZ  runs
+	ADDQ R8, SI
+	ADDQ $24, DI
+	DECQ CX
+	JNZ  columns
+	RET

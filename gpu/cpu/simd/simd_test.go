@@ -3,6 +3,7 @@ package simd
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -152,6 +153,26 @@ func TestTilesAgreeWithGo(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestPackingAgreesWithGo(t *testing.T) {
+	const n, stride = 5, 40
+	src := uniform(n*stride, -1, 1)
+	a, b := make([]float32, 3*n*Rows), make([]float32, 3*n*Rows)
+	Gather(3, n, a, src, stride)
+	gatherTwin(3, n, b, src, stride)
+	c, d := make([]float32, n*cols32), make([]float32, n*cols32)
+	CopyRows(n, c, src, stride)
+	copyRowsTwin(n, d, src, stride, cols32)
+	e, f := make([]float64, n*cols64), make([]float64, n*cols64)
+	CopyRows(n, e, widen(src), stride)
+	copyRowsTwin(n, f, widen(src), stride, cols64)
+	if !slices.Equal(a, b) || !slices.Equal(c, d) || !slices.Equal(e, f) {
+		t.Errorf("gathered %v, the twin %v; copied %v and %v, the twin %v and %v", a, b, c, e, d, f)
+	}
+	if a[n*Rows+1] != src[Rows+1] || a[2*Rows] != src[2*stride] || c[cols32+3] != src[stride+3] {
+		t.Error("elements are not where they belong")
 	}
 }
 

@@ -129,3 +129,17 @@ func maxTwin[T Float](x []T) T {
 	}
 	return m
 }
+
+func copyRowsTwin[T Float](n int, dst, src []T, stride, cols int) {
+	for k := range n {
+		copy(dst[k*cols:(k+1)*cols], src[k*stride:])
+	}
+}
+
+func gatherTwin[T Float](tiles, n int, dst, src []T, stride int) {
+	for k := range n {
+		for i := range tiles {
+			copy(dst[(i*n+k)*Rows:(i*n+k+1)*Rows], src[k*stride+i*Rows:])
+		}
+	}
+}
