@@ -34,7 +34,7 @@ func BenchmarkFirstEncode(b *testing.B) {
 	}
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
-		e := &encoder{t: tok, cache: newCache(), merger: merger{pairs: tok.pairs}}
+		e := &encoder{t: tok, cache: newCache(), merger: merger{merges: tok.merges}}
 		e.raw(nil, text)
 	}
 }

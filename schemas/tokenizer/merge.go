@@ -5,8 +5,7 @@ import (
 	"slices"
 )
 
-// A pairTable maps a pair of token ids to the rank of their merge (lower is
-// earlier) and the id of the token they merge into: a hash table with open
+// A pairTable maps a pair of token ids to their merge: a hash table with open
 // addressing, because it is asked for every pair of neighbours in every
 // pre-token that is not in the cache.
 type pairTable struct {
@@ -16,13 +15,19 @@ type pairTable struct {
 }
 
 type pairSlot struct {
-	key  uint64 // left<<32 | right, plus one so that 0 is an empty slot
-	rank uint32
-	id   int32
+	key   uint64 // left<<32 | right, plus one so that 0 is an empty slot
+	merge merge
 }
 
-// noMerge is the rank of a pair that does not merge.
-const noMerge = ^uint32(0)
+// A merge is its rank (lower is earlier) in the upper half and the id of the
+// token that it makes in the lower, so that merges compare as their ranks do.
+type merge uint64
+
+// noMerge is the merge of a pair that does not merge: later than all others.
+const noMerge = ^merge(0)
+
+func (m merge) rank() uint32 { return uint32(m >> 32) }
+func (m merge) id() int32    { return int32(uint32(m)) }
 
 func newPairTable(n int) *pairTable {
 	logSize := bits.Len(uint(2*n + 1))
@@ -44,21 +49,35 @@ func (t *pairTable) at(key uint64) *pairSlot {
 // as in Hugging Face's.
 func (t *pairTable) set(a, b int32, rank uint32, id int32) {
 	key := pairKey(a, b)
-	*t.at(key) = pairSlot{key: key, rank: rank, id: id}
+	*t.at(key) = pairSlot{key: key, merge: merge(rank)<<32 | merge(uint32(id))}
 }
 
-func (t *pairTable) get(a, b int32) (rank uint32, id int32) {
+func (t *pairTable) get(a, b int32) merge {
 	if s := t.at(pairKey(a, b)); s.key != 0 {
-		return s.rank, s.id
+		return s.merge
 	}
-	return noMerge, 0
+	return noMerge
+}
+
+// merges is what merging needs to know of a tokenizer.
+type merges struct {
+	pairs  *pairTable
+	byteID [256]int32
+	bytes  [1 << 16]merge // of two bytes, left<<8 | right: the first look at each word
+}
+
+// setBytes fills m.bytes when the rest is set.
+func (m *merges) setBytes() {
+	for i := range m.bytes {
+		m.bytes[i] = m.pairs.get(m.byteID[i>>8], m.byteID[i&0xFF])
+	}
 }
 
 // A merger merges pre-tokens; its slices are kept from one to the next.
 type merger struct {
-	pairs *pairTable
+	*merges
 	ids   []int32
-	ranks []uint32
+	nexts []merge // nexts[i] is that of ids[i], ids[i+1]
 	// of mergeLong:
 	links   []link
 	buckets []bucket
@@ -73,38 +92,37 @@ const longPretoken = 80
 // merge applies to word, one token a byte, the merge of lowest rank, the
 // leftmost of equal ones, until none applies, and returns what is left. The
 // result is valid until the next call.
-func (m *merger) merge(word []byte, byteID *[256]int32) []int32 {
+func (m *merger) merge(word []byte) []int32 {
 	if len(word) >= longPretoken {
-		return m.mergeLong(word, byteID)
+		return m.mergeLong(word)
 	}
-	ids, ranks := m.ids[:0], m.ranks[:0]
+	ids, nexts := m.ids[:0], m.nexts[:0]
 	for i, c := range word {
-		ids = append(ids, byteID[c])
+		ids = append(ids, m.byteID[c])
 		if i > 0 {
-			r, _ := m.pairs.get(ids[i-1], ids[i])
-			ranks = append(ranks, r) // ranks[i] is that of ids[i], ids[i+1]
+			nexts = append(nexts, m.bytes[int(word[i-1])<<8|int(c)])
 		}
 	}
-	m.ids, m.ranks = ids, ranks
+	m.ids, m.nexts = ids, nexts
 	for {
 		low, at := noMerge, -1
-		for i, r := range ranks {
-			if r < low {
-				low, at = r, i
+		for i, n := range nexts {
+			if n < low {
+				low, at = n, i
 			}
 		}
 		if at < 0 {
 			return ids
 		}
-		_, id := m.pairs.get(ids[at], ids[at+1])
+		id := low.id()
 		ids[at] = id
 		ids = append(ids[:at+1], ids[at+2:]...)
-		ranks = append(ranks[:at], ranks[at+1:]...)
+		nexts = append(nexts[:at], nexts[at+1:]...)
 		if at > 0 {
-			ranks[at-1], _ = m.pairs.get(ids[at-1], id)
+			nexts[at-1] = m.pairs.get(ids[at-1], id)
 		}
-		if at < len(ranks) {
-			ranks[at], _ = m.pairs.get(id, ids[at+1])
+		if at < len(nexts) {
+			nexts[at] = m.pairs.get(id, ids[at+1])
 		}
 	}
 }
@@ -121,13 +139,13 @@ type bucket struct{ at []int32 }
 // a rank, and a heap holds the few ranks that there are. A megabyte of one
 // letter has a megabyte of positions but hardly ten ranks, so that a heap of
 // positions would be ten times slower.
-func (m *merger) mergeLong(word []byte, byteID *[256]int32) []int32 {
+func (m *merger) mergeLong(word []byte) []int32 {
 	if m.slot == nil {
 		m.slot = make([]int32, m.pairs.ranks)
 	}
 	links := m.links[:0]
 	for i, c := range word {
-		links = append(links, link{id: byteID[c], prev: int32(i) - 1, next: int32(i) + 1})
+		links = append(links, link{id: m.byteID[c], prev: int32(i) - 1, next: int32(i) + 1})
 	}
 	links[len(links)-1].next = -1
 	m.links, m.buckets, m.heap = links, m.buckets[:0], m.heap[:0]
@@ -175,10 +193,11 @@ func (m *merger) apply(rank uint32, i int32) bool {
 	if l.id < 0 || l.next < 0 {
 		return false
 	}
-	now, id := m.pairs.get(l.id, m.links[l.next].id)
-	if now != rank {
+	now := m.pairs.get(l.id, m.links[l.next].id)
+	if now.rank() != rank {
 		return false
 	}
+	id := now.id()
 	gone := &m.links[l.next]
 	l.id, l.next, gone.id = id, gone.next, -1
 	if l.prev >= 0 {
@@ -193,19 +212,20 @@ func (m *merger) apply(rank uint32, i int32) bool {
 
 // offer notes position i, with tokens a and b, if they merge.
 func (m *merger) offer(i, a, b int32) {
-	rank, _ := m.pairs.get(a, b)
-	if rank == noMerge {
+	n := m.pairs.get(a, b)
+	if n == noMerge {
 		return
 	}
+	rank := n.rank()
 	if m.slot[rank] == 0 {
-		n := len(m.buckets)
-		if n < cap(m.buckets) { // with the memory of an earlier bucket
-			m.buckets = m.buckets[:n+1]
-			m.buckets[n].at = m.buckets[n].at[:0]
+		b := len(m.buckets)
+		if b < cap(m.buckets) { // with the memory of an earlier bucket
+			m.buckets = m.buckets[:b+1]
+			m.buckets[b].at = m.buckets[b].at[:0]
 		} else {
 			m.buckets = append(m.buckets, bucket{})
 		}
-		m.open(rank, int32(n))
+		m.open(rank, int32(b))
 	}
 	to := &m.buckets[m.slot[rank]-1]
 	to.at = append(to.at, i)

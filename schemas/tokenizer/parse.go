@@ -126,7 +126,7 @@ func Parse(data []byte) (*Tokenizer, error) {
 		}
 	}
 	sum := sha256.Sum256(data)
-	t := &Tokenizer{file: bytes.Clone(data), fingerprint: hex.EncodeToString(sum[:]), endOfText: -1}
+	t := &Tokenizer{file: bytes.Clone(data), fingerprint: hex.EncodeToString(sum[:]), merges: new(merges), endOfText: -1}
 	if n := d.Normalizer; n != nil {
 		if err := n.only("normalizer", "NFC", &struct{ Type string }{}); err != nil {
 			return nil, err
@@ -226,9 +226,9 @@ func (t *Tokenizer) setModel(raw json.RawMessage) (map[string]int32, error) {
 			}
 			return nil, fmt.Errorf("model.vocab: no token for byte 0x%02X", b)
 		}
-		t.byteID[b] = id
+		t.merges.byteID[b] = id
 	}
-	t.pairs = newPairTable(len(m.Merges))
+	t.merges.pairs = newPairTable(len(m.Merges))
 	for rank, rule := range m.Merges {
 		var ids [3]int32
 		for i, token := range []string{rule[0], rule[1], rule[0] + rule[1]} {
@@ -238,8 +238,9 @@ func (t *Tokenizer) setModel(raw json.RawMessage) (map[string]int32, error) {
 			}
 			ids[i] = id
 		}
-		t.pairs.set(ids[0], ids[1], uint32(rank), ids[2])
+		t.merges.pairs.set(ids[0], ids[1], uint32(rank), ids[2])
 	}
+	t.merges.setBytes()
 	return m.Vocab, nil
 }
 

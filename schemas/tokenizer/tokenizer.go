@@ -29,8 +29,7 @@ type Tokenizer struct {
 	file        []byte   // the tokenizer.json it was parsed from
 	fingerprint string   // hex sha256 of file
 	tokens      [][]byte // bytes by id; nil where no token has the id
-	byteID      [256]int32
-	pairs       *pairTable
+	merges      *merges
 	nfc         bool
 	raw         *matcher // added tokens in raw text
 	normalized  *matcher // added tokens in normalized text
@@ -89,7 +88,7 @@ func (t *Tokenizer) AppendEncode(dst []int32, text []byte) []int32 {
 	}
 	e, _ := t.encoders.Get().(*encoder)
 	if e == nil {
-		e = &encoder{t: t, cache: newCache(), merger: merger{pairs: t.pairs}}
+		e = &encoder{t: t, cache: newCache(), merger: merger{merges: t.merges}}
 	}
 	dst = e.raw(dst, text)
 	t.encoders.Put(e)
@@ -251,7 +250,7 @@ func (e *encoder) word(dst []int32, s []byte, i, end int) []int32 {
 	if set[1].lo == lo && set[1].hi == hi {
 		return set[1].appendTo(dst)
 	}
-	ids := e.merger.merge(s[i:end], &e.t.byteID)
+	ids := e.merger.merge(s[i:end])
 	if len(ids) <= shortIDs {
 		set[1] = set[0]
 		set[0].set(lo, hi, ids)
@@ -261,12 +260,12 @@ func (e *encoder) word(dst []int32, s []byte, i, end int) []int32 {
 
 func (e *encoder) longWord(dst []int32, word []byte) []int32 {
 	if len(word) > longBytes {
-		return append(dst, e.merger.merge(word, &e.t.byteID)...)
+		return append(dst, e.merger.merge(word)...)
 	}
 	if ids, ok := e.cache.long[string(word)]; ok {
 		return append(dst, ids...)
 	}
-	ids := e.merger.merge(word, &e.t.byteID)
+	ids := e.merger.merge(word)
 	e.cache.setLong(word, ids)
 	return append(dst, ids...)
 }

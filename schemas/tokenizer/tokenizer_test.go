@@ -271,13 +271,13 @@ func TestLongRunsTakeLinearTime(t *testing.T) {
 // the same tokens.
 func TestLongAndShortMergesAgree(t *testing.T) {
 	tok := small(t)
-	m := merger{pairs: tok.pairs}
+	m := merger{merges: tok.merges}
 	text := []byte(strings.Repeat("reproduction of the Licensed Work, ", 3))
 	for n := 1; n < longPretoken; n++ {
 		for at := 0; at+n <= len(text); at += 7 {
 			word := text[at : at+n]
-			short := slices.Clone(m.merge(word, &tok.byteID))
-			if long := m.mergeLong(word, &tok.byteID); !slices.Equal(short, long) {
+			short := slices.Clone(m.merge(word))
+			if long := m.mergeLong(word); !slices.Equal(short, long) {
 				t.Fatalf("%q: %v and %v", word, short, long)
 			}
 		}
@@ -288,14 +288,14 @@ func TestLongAndShortMergesAgree(t *testing.T) {
 // order is still always the lowest rank first.
 func TestLongMergesTakeTheLowestRankFirst(t *testing.T) {
 	tok := small(t)
-	a, b, c := tok.byteID['a'], tok.byteID['b'], tok.byteID['c']
+	a, b, c := tok.merges.byteID['a'], tok.merges.byteID['b'], tok.merges.byteID['c']
 	pairs := newPairTable(3)
 	pairs.set(1000, c, 0, 1001) // (ab)c before ab
 	pairs.set(a, b, 1, 1000)
 	pairs.set(c, a, 2, 1002)
-	m := merger{pairs: pairs}
+	m := merger{merges: &merges{pairs: pairs, byteID: tok.merges.byteID}}
 	word := []byte(strings.Repeat("abc", 30))
-	got := m.mergeLong(word, &tok.byteID)
+	got := m.mergeLong(word)
 	for _, id := range got {
 		if id != 1001 {
 			t.Fatalf("%v: want 30 times 1001", got)
