@@ -197,23 +197,25 @@ func complete(t *testing.T, l Lesson) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	teacher, tokens := m.Fingerprint(), set.Fingerprint()
+	orders := [][]int64{set.Order(tokenset.Train, l.Seed, 0), set.Order(tokenset.Train, l.Seed, 1)}
 	for _, layer := range l.Sink.Layers {
 		for p := range l.Sink.Partitions {
 			type at struct{ epoch, id int64 }
 			var want, got []at
 			for k := range l.Sequences {
 				epoch := k / 30
-				if id := set.Order(tokenset.Train, l.Seed, epoch)[k%30]; activation.Partition(id, l.Sink.Partitions) == p {
+				if id := orders[epoch][k%30]; activation.Partition(id, l.Sink.Partitions) == p {
 					want = append(want, at{epoch, id})
 				}
 			}
 			for _, r := range records(t, l.Sink.Brokers[0], activation.Topic(l.Sink.Run, layer), p) {
 				got = append(got, at{int64(r.Epoch), r.SequenceID})
-				tokens, err := set.Sequence(tokenset.Train, r.SequenceID)
+				row, err := set.Sequence(tokenset.Train, r.SequenceID)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if r.Teacher != m.Fingerprint() || r.TokenSet != set.Fingerprint() || r.Layer != layer || r.Type != l.Sink.Type || !slices.Equal(r.Tokens, tokens) {
+				if r.Teacher != teacher || r.TokenSet != tokens || r.Layer != layer || r.Type != l.Sink.Type || !slices.Equal(r.Tokens, row) {
 					t.Fatalf("layer %d partition %d: record %+v", layer, p, r)
 				}
 				x, err := r.Decode()
@@ -221,7 +223,7 @@ func complete(t *testing.T, l Lesson) {
 					t.Fatal(err)
 				}
 				for i := range x {
-					if want := fakeValue(layer, tokens[i/4], i/4, i%4); x[i] < want*0.999 || x[i] > want*1.001 {
+					if want := fakeValue(layer, row[i/4], i/4, i%4); x[i] < want*0.999 || x[i] > want*1.001 {
 						t.Fatalf("layer %d sequence %d: value %d is %g, want %g", layer, r.SequenceID, i, x[i], want)
 					}
 				}

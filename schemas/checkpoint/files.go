@@ -236,7 +236,7 @@ func (m *Model) write(dir string) error {
 // writeFloats writes little-endian float32 in pieces that fit the caches.
 func writeFloats(w io.Writer, v []float32) error {
 	const piece = 1 << 14
-	buf := make([]byte, 0, 4*piece)
+	buf := make([]byte, 0, 4*min(piece, len(v)))
 	for len(v) > 0 {
 		n := min(piece, len(v))
 		var err error
