@@ -76,7 +76,7 @@ func (p Piece) read(ctx context.Context, to gatherer) (d documents, err error) {
 	} else if st.Size() != p.Size {
 		return d, fmt.Errorf("it has %d bytes and had %d when this run was planned: it is being written to", st.Size(), p.Size)
 	}
-	src := &source{ctx: ctx, f: f, to: to}
+	src := &source{ctx: ctx, f: f, to: to, left: p.End - p.Start}
 	if p.whole() {
 		src.hash = sha256.New()
 	} else if _, err := f.Seek(max(0, p.Start-1), io.SeekStart); err != nil {
@@ -117,6 +117,7 @@ type source struct {
 	f    *os.File
 	hash hash.Hash // nil for a part of a file
 	to   gatherer
+	left int64 // of the piece: what is read beyond it is another piece's progress
 }
 
 func (s *source) Read(b []byte) (int, error) {
@@ -127,7 +128,10 @@ func (s *source) Read(b []byte) (int, error) {
 	if s.hash != nil {
 		s.hash.Write(b[:n])
 	}
-	s.to.read(int64(n))
+	if own := min(int64(n), s.left); own > 0 {
+		s.left -= own
+		s.to.read(own)
+	}
 	return n, err
 }
 
@@ -226,7 +230,7 @@ func (p Piece) readLines(r *bufio.Reader, to gatherer) (replaced int64, err erro
 	if p.Start > 0 {
 		// The line that goes over the border is the part's before; reading
 		// from one byte earlier tells whether a line begins right at Start.
-		n, err := skipLine(r)
+		n, err := skipLine(r, p.End-p.Start+1)
 		if err != nil {
 			return 0, ignoreEOF(err)
 		}
@@ -289,14 +293,17 @@ func nextLine(r *bufio.Reader, long *[]byte) ([]byte, error) {
 	return *long, err
 }
 
-func skipLine(r *bufio.Reader) (n int64, err error) {
-	for {
-		line, err := r.ReadSlice('\n')
+// skipLine reads to the end of a line, or at least limit bytes of it.
+func skipLine(r *bufio.Reader, limit int64) (n int64, err error) {
+	for err = bufio.ErrBufferFull; err == bufio.ErrBufferFull && n < limit; {
+		var line []byte
+		line, err = r.ReadSlice('\n')
 		n += int64(len(line))
-		if err != bufio.ErrBufferFull {
-			return n, err
-		}
 	}
+	if err == bufio.ErrBufferFull {
+		err = nil
+	}
+	return n, err
 }
 
 func ignoreEOF(err error) error {

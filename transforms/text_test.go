@@ -128,6 +128,9 @@ func TestPiecesOfAFileHoldEachLineOnce(t *testing.T) {
 			if err != nil || !slices.Equal(got.docs, c.want) {
 				t.Errorf("pieces of %d bytes: %d documents, want %d; %v", size, len(got.docs), len(c.want), err)
 			}
+			if got.bytes > int64(len(c.content)) {
+				t.Errorf("pieces of %d bytes: %d bytes of progress, the file has %d", size, got.bytes, len(c.content))
+			}
 		}
 	}
 }
