@@ -66,6 +66,8 @@ func BenchmarkStep(b *testing.B) {
 					}
 				}
 				b.ReportMetric((cpuSeconds()-before)*1e3/float64(b.N), "cpu-ms/op")
+				used, _ := e.Memory()
+				b.ReportMetric(float64(used)/1e6, "MB")
 				b.ReportMetric(float64(len(batch.Tokens)*b.N)/b.Elapsed().Seconds(), "tokens/s")
 			})
 		}

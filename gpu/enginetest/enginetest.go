@@ -24,8 +24,9 @@ type Tolerances struct {
 	Gradient  float64       // each weight's gradient
 	Start     float64       // losses before the first three steps of training
 	Curve     float64       // losses of ten steps; see curvesAgree
-	Slope     float64       // finite differences
+	Slope     float64       // finite differences; 0: gradients are compared with the engine's own in float32
 	Epsilon   float64       // how far weights are moved for those
+	Leak      float64       // what precedes a changed token, between the two outputs; 0: bit for bit
 }
 
 // Float64 are the tolerances of an engine that computes and keeps everything
@@ -40,9 +41,11 @@ func Float32() Tolerances {
 	return Tolerances{Precision: gpu.Float32, Output: 1e-4, Gradient: 1e-4, Start: 1e-4, Curve: 0.15, Slope: 1e-2, Epsilon: 1e-3}
 }
 
-// BFloat16 are those of one whose matrix products are in bf16.
+// BFloat16 are those of one whose matrix products are in bf16, in which finite
+// differences drown, and of which the third loss of a curve already is far off:
+// AdamW's first steps have each gradient's sign and not its size.
 func BFloat16() Tolerances {
-	return Tolerances{Precision: gpu.BFloat16, Output: 2e-2, Gradient: 5e-2, Start: 2e-2, Curve: 0.3, Slope: 0.3, Epsilon: 2e-2}
+	return Tolerances{Precision: gpu.BFloat16, Output: 2e-2, Gradient: 5e-2, Start: 0.1, Curve: 0.3}
 }
 
 // suite is one run of the tests.

@@ -11,7 +11,8 @@ import (
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
 
-// causal checks that a token changes nothing before it, bit for bit, and does
+// causal checks that a token changes nothing before it, bit for bit or, where
+// an engine convolves by Fourier transforms, within their rounding, and does
 // change what follows.
 func (s suite) causal(t *testing.T) {
 	e := s.engine(t)
@@ -25,7 +26,11 @@ func (s suite) causal(t *testing.T) {
 			changed.Tokens[at] = (changed.Tokens[at] + 1) % int32(c.Vocab) // in the first row
 			got := hidden(t, m, changed, last)[0]
 			what := fmt.Sprintf("%s, token %d changed", c.Architecture, at)
-			same(t, what+": before it", got[:at*c.Dim], want[:at*c.Dim])
+			if before := what + ": before it"; s.tol.Leak > 0 && at > 0 {
+				near(t, before, got[:at*c.Dim], want[:at*c.Dim], s.tol.Leak)
+			} else {
+				same(t, before, got[:at*c.Dim], want[:at*c.Dim])
+			}
 			same(t, what+": the other row", got[c.Context*c.Dim:], want[c.Context*c.Dim:])
 			for p := at; p < c.Context; p++ {
 				if d, _ := distance(got[p*c.Dim:(p+1)*c.Dim], want[p*c.Dim:(p+1)*c.Dim]); d == 0 {
