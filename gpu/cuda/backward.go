@@ -1,0 +1,223 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+)
+
+// The backward passes run from dx, the gradient of the residual stream after a
+// block (b.dx in float32, b.dxc in the operands' type), and leave each weight's
+// gradient where the optimiser reads it. A gradient is written once a step, not
+// added to, but for those of sums over chunks of logits.
+
+// weightGradient is dw[out, in] = dyᵀ · x over the batch: dy [N, out], x [N, in]
+// or, where an ld is not 0, channel-major.
+func (p *pass) weightGradient(name string, dy ptr, out, dyld int, x ptr, in, xld int) {
+	g := product{m: out, n: in, k: p.b.n, a: dy, ta: true, lda: out, b: x, ldb: in, d: p.gradient(name), ldd: in, in: p.element, out: float32s}
+	if dyld > 0 {
+		g.ta, g.lda = false, dyld
+	}
+	if xld > 0 {
+		g.tb, g.ldb = true, xld
+	}
+	p.product(g)
+}
+
+// inputGradient is dx[N, in] = dy[N, out] · w, dy channel-major where ld is not 0.
+func (p *pass) inputGradient(dx, dy ptr, out, ld int, w string, in int) {
+	g := product{m: p.b.n, n: in, k: out, a: dy, lda: out, b: p.operand(w), ldb: in, d: dx, ldd: in, in: p.element, out: p.element}
+	if ld > 0 {
+		g.ta, g.lda = true, ld
+	}
+	p.product(g)
+}
+
+// sums adds up the slices of column sums in b.partial, cols of them from column
+// at of rows of stride, into one or two gradients.
+func (p *pass) sums(at, cols, stride int, name, name2 string) {
+	var second ptr
+	if name2 != "" {
+		second = p.gradient(name2)
+	}
+	p.each("reduce_slices", cols, p.b.partial+ptr(4*at), p.gradient(name), second, slices, int64(stride), cols)
+}
+
+// biasGradient is the column sums of dy [N, cols] into one or two biases'
+// gradients.
+func (p *pass) biasGradient(dy ptr, cols int, name, name2 string) {
+	p.kernel("column_sum", [3]int{ceil(cols, 32), slices, 1}, columns, 0, dy, p.b.partial, p.b.n, cols)
+	p.sums(0, cols, cols, name, name2)
+}
+
+// normParameters leaves the gradients of one or two norms of x.
+func (p *pass) normParameters(x, mean, rstd ptr, dy1, dy2 ptr, name1, name2 string) {
+	d := p.config.Dim
+	p.kernel("layernorm_parameters", [3]int{ceil(d, 32), slices, 1}, columns, 0, x, mean, rstd, dy1, dy2, p.b.partial, p.b.n, d)
+	p.sums(0, d, 4*d, name1+"weight", "")
+	p.sums(d, d, 4*d, name1+"bias", "")
+	if name2 != "" {
+		p.sums(2*d, d, 4*d, name2+"weight", "")
+		p.sums(3*d, d, 4*d, name2+"bias", "")
+	}
+}
+
+// blockBackward takes dx from after block i to before it, unless nothing below
+// is trained.
+func (p *pass) blockBackward(i int, below bool) {
+	b, k, name := p.b, &p.b.blocks[i], checkpoint.Block(i)
+	d, hidden := p.config.Dim, p.config.Hidden
+	mixer := name + "hyena.out_proj."
+	if p.config.Architecture == checkpoint.GPTNeoX {
+		mixer = name + "attention.dense."
+	}
+	// both projections into the residual stream have the same bias gradient
+	p.biasGradient(b.dxc, d, mixer+"bias", name+"mlp.dense_4h_to_h.bias")
+
+	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dxc, d, 0, k.g, hidden, 0)
+	p.inputGradient(b.dg, b.dxc, d, 0, name+"mlp.dense_4h_to_h.weight", hidden)
+	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), slices, 1}, columns, 0, k.a, b.dg, b.partial, b.n, hidden)
+	p.sums(0, hidden, hidden, name+"mlp.dense_h_to_4h.bias", "")
+	p.weightGradient(name+"mlp.dense_h_to_4h.weight", b.dg, hidden, 0, k.h2, d, 0)
+	p.inputGradient(b.dh2, b.dg, hidden, 0, name+"mlp.dense_h_to_4h.weight", d)
+
+	if p.config.Architecture == checkpoint.HyenaNeoX {
+		p.hyenaBackward(k, name+"hyena.")
+	} else {
+		p.attentionBackward(k, name+"attention.")
+	}
+
+	norm1, norm2 := name+"input_layernorm.", name+"post_attention_layernorm."
+	p.normParameters(k.x, k.mean, k.rstd, b.dh1, b.dh2, norm1, norm2)
+	if below {
+		p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, k.x, k.mean, k.rstd, p.at(norm1+"weight"), p.at(norm2+"weight"),
+			b.dh1, b.dh2, b.dx, b.dx, p.narrow(), b.n, d)
+	}
+}
+
+// narrow is where kernels leave dx in the operands' type; 0 where that is
+// float32 itself.
+func (p *pass) narrow() ptr {
+	if p.b.dxc == p.b.dx {
+		return 0
+	}
+	return p.b.dxc
+}
+
+// hyenaBackward leaves b.dh1, the gradient of the norm's output.
+func (p *pass) hyenaBackward(k *block, name string) {
+	b, d := p.b, p.config.Dim
+	p.weightGradient(name+"out_proj.weight", b.dxc, d, 0, k.y, d, b.ld)
+	p.product(product{m: d, n: b.n, k: d, a: p.operand(name + "out_proj.weight"), ta: true, lda: d, b: b.dxc, tb: true, ldb: d, d: b.dy, ldd: b.ld, in: p.element, out: p.element})
+	c := convolution(b.points)
+	p.kernel(fmt.Sprintf("longconv_backward_%d", b.points), [3]int{d, b.parts, 1}, [2]int{c.threads, 1}, c.shared,
+		k.u, k.q, k.spectrum, p.at(name+"filter.bias"), b.dy, b.dq, b.du, b.dh, b.dbeta, b.rows, b.length, b.ld, b.ldf, p.roots, p.halves)
+	p.each("reduce_slices", d, b.dbeta, p.gradient(name+"filter.bias"), ptr(0), b.parts, int64(d), d)
+	p.filterBackward(k, name+"filter.")
+	p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, p.at(name+"in_proj.bias"), p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"),
+		b.dq, b.du, b.dz, p.gradient(name+"short_filter.weight"), p.gradient(name+"short_filter.bias"), p.gradient(name+"in_proj.bias"), d, b.n, b.ld, b.length)
+	p.weightGradient(name+"in_proj.weight", b.dz, 3*d, b.ld, k.h1, d, 0)
+	p.inputGradient(b.dh1, b.dz, 3*d, b.ld, name+"in_proj.weight", d)
+}
+
+// filterBackward goes from dh through the window and the FFN to its weights.
+func (p *pass) filterBackward(k *block, name string) {
+	b, d, l, w := p.b, p.config.Dim, p.b.length, p.config.Hyena.Width
+	first := name + "mlp.0.weight"
+	last := name + "mlp.3.weight"
+	p.launch("filter_gradient", [3]int{ceil(l, 128), d, 1}, [2]int{128, 1}, 0, b.dh, p.decays, b.df, b.parts, d, l, b.ldf, p.step())
+	p.product(product{m: d, n: w, k: l, a: b.df, lda: b.ldf, b: k.act[2], ldb: w, d: p.wide(b.dffn, first, last), ldd: w, in: float64s, out: float64s})
+	p.product(product{m: l, n: w, k: d, a: b.df, ta: true, lda: b.ldf, b: p.wide(k.ffn, first, last), ldb: w, d: b.dact, ldd: w, in: float64s, out: float64s})
+	for i := len(k.pre) - 1; i >= 0; i-- {
+		layer := fmt.Sprintf("%smlp.%d.", name, i)
+		topmost := 0
+		if i == len(k.pre)-1 {
+			topmost = 1
+		}
+		p.launch("sine_backward", [3]int{ceil(w, 32), filterSlices, 1}, columns, 0, b.dact, k.pre[i], p.at(name+"freq"), b.partial, l, w)
+		p.each("sine_parameters", w, b.partial, p.gradient(name+"freq"), p.wide(b.dffn, first, layer+"bias"), filterSlices, w, topmost)
+		x, in := p.features, p.config.Hyena.Features
+		if i > 0 {
+			x, in = k.act[i-1], w
+		}
+		p.product(product{m: w, n: in, k: l, a: b.dact, ta: true, lda: w, b: x, ldb: in, d: p.wide(b.dffn, first, layer+"weight"), ldd: in, in: float64s, out: float64s})
+		if i > 0 {
+			// act[i] has served: it holds the gradient that goes on down
+			p.product(product{m: l, n: w, k: w, a: b.dact, lda: w, b: p.wide(k.ffn, first, layer+"weight"), ldb: w, d: k.act[i], ldd: w, in: float64s, out: float64s})
+			b.dact, k.act[i] = k.act[i], b.dact
+		}
+	}
+	p.each("narrow", int(p.ffn), b.dffn, p.gradient(first), p.ffn)
+}
+
+// filterSlices is how many parts the positions of a filter are cut into.
+const filterSlices = 16
+
+// attentionBackward leaves b.dh1, the gradient of the norm's output.
+func (p *pass) attentionBackward(k *block, name string) {
+	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
+	p.weightGradient(name+"dense.weight", b.dxc, d, 0, k.o, d, 0)
+	p.inputGradient(b.do, b.dxc, d, 0, name+"dense.weight", d)
+	p.kernel("attention_delta", [3]int{ceil(b.n*heads, 8), 1, 1}, [2]int{256, 1}, 0, k.o, b.do, b.delta, b.n, b.length, heads, d/heads)
+	t := tile(d / heads)
+	grid := [3]int{ceil(b.length, t.n), heads, b.rows}
+	p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), grid, [2]int{256, 1}, t.bytes(4, 2), k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
+	p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), grid, [2]int{256, 1}, t.bytes(4, 1), k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
+	p.rotate(b.dqkv, -1)
+	p.biasGradient(b.dqkv, 3*d, name+"query_key_value.bias", "")
+	p.weightGradient(name+"query_key_value.weight", b.dqkv, 3*d, 0, k.h1, d, 0)
+	p.inputGradient(b.dh1, b.dqkv, 3*d, 0, name+"query_key_value.weight", d)
+}
+
+// embedBackward is the token embedding's gradient from dx before block 0.
+func (p *pass) embedBackward() {
+	b, d := p.b, p.config.Dim
+	p.zero(p.gradient(checkpoint.EmbedIn), 4*int64(p.config.Vocab)*int64(d))
+	p.launch("embedding_segments", [3]int{b.n, 1, 1}, [2]int{128, 1}, 0, b.dx, b.order, b.start, b.counted, b.segments, d)
+	p.launch("embedding_rows", [3]int{b.n, 1, 1}, [2]int{128, 1}, 0, b.segments, b.ids, b.firsts, b.counted, p.gradient(checkpoint.EmbedIn), d)
+}
+
+// loadOrder gives embedBackward the order of its sums.
+func (p *pass) loadOrder(tokens []int32) {
+	s, b := sortTokens(tokens, p.config.Vocab), p.b
+	put(p.queue, b.order, s.order)
+	put(p.queue, b.start, s.start)
+	put(p.queue, b.ids, s.ids)
+	put(p.queue, b.firsts, s.first)
+	put(p.queue, b.counted, []int32{int32(len(s.start) - 1), int32(len(s.ids))})
+}
+
+// sorted lists a batch's positions by token: segment i is order[start[i] :
+// start[i+1]], all of one token; ids[j]'s segments are first[j] … first[j+1]−1.
+type sorted struct{ order, start, ids, first []int32 }
+
+// segment bounds the positions that one block sums.
+const segment = 32
+
+// sortTokens is a counting sort: stable, so that sums have one order.
+func sortTokens(tokens []int32, vocab int) sorted {
+	at := make([]int32, vocab+1)
+	for _, t := range tokens {
+		at[t+1]++
+	}
+	var s sorted
+	for t := range vocab {
+		n := at[t+1]
+		if n > 0 {
+			s.ids, s.first = append(s.ids, int32(t)), append(s.first, int32(len(s.start)))
+			for from := int32(0); from < n; from += segment {
+				s.start = append(s.start, at[t]+from)
+			}
+		}
+		at[t+1] += at[t]
+	}
+	s.first, s.start = append(s.first, int32(len(s.start))), append(s.start, int32(len(tokens)))
+	s.order = make([]int32, len(tokens))
+	for i, t := range tokens {
+		s.order[at[t]] = int32(i)
+		at[t]++
+	}
+	return s
+}

@@ -1,0 +1,218 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sort"
+	"testing"
+
+	"gorgonia.org/cu"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/dtype"
+)
+
+// The benchmarks time the device with events, at Pythia-70M's size and a batch
+// of 60 × 1024 in bf16, inputs on the device:
+//
+//	go test -tags cuda -run '^$' -bench . -benchtime 20x ./gpu/cuda
+
+func pythia() checkpoint.Config {
+	return checkpoint.Config{Architecture: checkpoint.GPTNeoX, Vocab: 50304, Dim: 512, Hidden: 2048, Layers: 6, Context: 1024, Eps: 1e-5,
+		Attention: checkpoint.Attention{Heads: 8, RotaryPct: 0.25, RotaryBase: 10000}}
+}
+
+// normals repeats a few normal numbers, which are slow to make by the million.
+var normals = func() (v [1<<16 - 1]float32) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range v {
+		v[i] = float32(r.NormFloat64())
+	}
+	return v
+}()
+
+// randomModel has weights of about the size that training starts from.
+func randomModel(c checkpoint.Config) *checkpoint.Model {
+	m := &checkpoint.Model{Config: c, Weights: map[string][]float32{}}
+	for _, s := range c.Specs() {
+		w := make([]float32, s.Size())
+		for i := range w {
+			w[i] = 0.02 * normals[i%len(normals)]
+			if len(s.Shape) == 1 && s.Name[len(s.Name)-6:] == "weight" {
+				w[i]++
+			}
+		}
+		m.Weights[s.Name] = w
+	}
+	return m
+}
+
+// median times b.N runs of f on the device's stream after a few to warm up.
+func median(b *testing.B, q *queue, f func()) {
+	for range 3 {
+		f()
+	}
+	q.wait()
+	events := make([]cu.Event, b.N+1)
+	for i := range events {
+		var err error
+		if events[i], err = cu.MakeEvent(cu.DefaultEvent); err != nil {
+			b.Fatal(err)
+		}
+		defer cu.DestroyEvent(&events[i])
+	}
+	record := func(i int) {
+		if err := events[i].Record(q.stream); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ResetTimer()
+	record(0)
+	for i := range b.N {
+		f()
+		record(i + 1)
+	}
+	q.wait()
+	b.StopTimer()
+	if err := q.done(); err != nil {
+		b.Fatal(err)
+	}
+	ms := make([]float64, b.N)
+	for i := range ms {
+		var err error
+		if ms[i], err = events[i].Elapsed(events[i+1]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	sort.Float64s(ms)
+	b.ReportMetric(ms[len(ms)/2], "ms/median")
+}
+
+// bench opens an engine and a model, and runs f on the engine's thread.
+func bench(b *testing.B, c checkpoint.Config, train bool, f func(e *engine, m *model) error) {
+	e, err := open("0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer e.Close()
+	m, err := e.Open(randomModel(c), gpu.Options{Precision: gpu.BFloat16, Train: train})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := e.do(func() error { return f(e, m.(*model)) }); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func zipf(c checkpoint.Config, rows, length int) gpu.Batch {
+	z := rand.NewZipf(rand.New(rand.NewPCG(3, 4)), 1.1, 10, uint64(c.Vocab-1))
+	b := gpu.Batch{Rows: rows, Length: length}
+	for range rows * length {
+		b.Tokens = append(b.Tokens, int32(z.Uint64()))
+	}
+	return b
+}
+
+func targets(c checkpoint.Config, b gpu.Batch, layers ...int) (list []gpu.Target) {
+	v := make([]float32, len(b.Tokens)*c.Dim)
+	for i := range v {
+		v[i] = normals[i%len(normals)]
+	}
+	data, err := dtype.Encode(nil, dtype.Float16, v)
+	if err != nil {
+		panic(err) // float16 encodes
+	}
+	for _, l := range layers {
+		list = append(list, gpu.Target{Layer: l, Type: dtype.Float16, Values: data})
+	}
+	return list
+}
+
+func benchStep(b *testing.B, c checkpoint.Config, s gpu.Step) {
+	bench(b, c, true, func(e *engine, m *model) error {
+		p, err := m.pass(m.plan(s))
+		if err != nil {
+			return err
+		}
+		p.load(s)
+		median(b, p.queue, func() { p.compute(s, nil, true) })
+		return p.done()
+	})
+}
+
+func BenchmarkTeacherForward(b *testing.B) {
+	c := pythia()
+	batch := zipf(c, 60, 1024)
+	bench(b, c, false, func(e *engine, m *model) error {
+		p, err := m.pass(job{rows: batch.Rows, length: batch.Length, top: c.Layers - 1, from: c.Layers})
+		if err != nil {
+			return err
+		}
+		put(p.queue, p.b.tokens, batch.Tokens)
+		median(b, p.queue, func() { p.forward(nil) })
+		return p.done()
+	})
+}
+
+func BenchmarkDistilLayer(b *testing.B) {
+	c := pythia().Student(checkpoint.DefaultHyena(), 1024)
+	batch := zipf(c, 60, 1024)
+	for layer := range c.Layers {
+		b.Run(fmt.Sprint(layer+1), func(b *testing.B) {
+			benchStep(b, c, gpu.Step{Batch: batch, Objective: gpu.LayerMSE, Layer: layer, Targets: targets(c, batch, layer), Rate: 1e-4})
+		})
+	}
+}
+
+func BenchmarkDistilJoint(b *testing.B) {
+	c := pythia().Student(checkpoint.DefaultHyena(), 1024)
+	batch := zipf(c, 60, 1024)
+	benchStep(b, c, gpu.Step{Batch: batch, Objective: gpu.JointMSE, Targets: targets(c, batch, 0, 1, 2, 3, 4, 5), Rate: 1e-4})
+}
+
+func BenchmarkCrossEntropyStudent(b *testing.B) {
+	c := pythia().Student(checkpoint.DefaultHyena(), 1024)
+	benchStep(b, c, gpu.Step{Batch: zipf(c, 60, 1024), Objective: gpu.CrossEntropy, Rate: 1e-4})
+}
+
+func BenchmarkCrossEntropyTeacher(b *testing.B) {
+	c := pythia()
+	benchStep(b, c, gpu.Step{Batch: zipf(c, 60, 1024), Objective: gpu.CrossEntropy, Rate: 1e-4})
+}
+
+// BenchmarkGatedConvolution is q ⊙ (h ∗ (k ⊙ v) + β ⊙ (k ⊙ v)) and its
+// gradients at (60, 512, L), with u = k ⊙ v given.
+func BenchmarkGatedConvolution(b *testing.B) {
+	for _, length := range []int{1024, 4096} {
+		c := pythia().Student(checkpoint.DefaultHyena(), length)
+		c.Layers = 1
+		for _, backward := range []bool{false, true} {
+			b.Run(fmt.Sprintf("L=%d/backward=%v", length, backward), func(b *testing.B) {
+				bench(b, c, true, func(e *engine, m *model) error {
+					batch := zipf(c, 60, length)
+					s := gpu.Step{Batch: batch, Objective: gpu.JointMSE, Targets: targets(c, batch, 0), Rate: 1e-4}
+					p, err := m.pass(m.plan(s))
+					if err != nil {
+						return err
+					}
+					p.load(s)
+					p.compute(s, nil, false) // leaves real inputs
+					k, g, d := &p.b.blocks[0], convolution(p.b.points), c.Dim
+					beta := p.at(checkpoint.Block(0) + "hyena.filter.bias")
+					median(b, p.queue, func() {
+						p.kernel(fmt.Sprintf("longconv_forward_%d", p.b.points), [3]int{d, min(ceil(60, g.groups), 2048/d), 1}, [2]int{g.threads, 1}, g.shared,
+							k.u, k.q, k.spectrum, beta, k.y, 60, length, p.b.ld, p.roots, p.halves)
+						if backward {
+							p.kernel(fmt.Sprintf("longconv_backward_%d", p.b.points), [3]int{d, p.b.parts, 1}, [2]int{g.threads, 1}, g.shared,
+								k.u, k.q, k.spectrum, beta, p.b.dy, p.b.dq, p.b.du, p.b.dh, p.b.dbeta, 60, length, p.b.ld, p.b.ldf, p.roots, p.halves)
+						}
+					})
+					return p.done()
+				})
+			})
+		}
+	}
+}

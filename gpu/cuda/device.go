@@ -1,0 +1,266 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"strconv"
+	"unsafe"
+
+	"gorgonia.org/cu"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/gpu/kernels"
+)
+
+// ptr is an address in device memory.
+type ptr = cu.DevicePtr
+
+// device is one GPU: its primary context, one stream for everything, the
+// kernels and cuBLASLt. Its methods run on the engine's thread only.
+type device struct {
+	ordinal   int
+	dev       cu.Device
+	name      string
+	stream    cu.Stream
+	module    cu.Module
+	functions map[string]cu.Function
+	blas      *blas
+	roots     ptr // exp(−2πi·k/8192), 8192 complex
+	halves    ptr // exp(iπ·k/16384), 8192 complex
+}
+
+func openDevice(ordinal string) (*device, error) {
+	n, err := cu.NumDevices()
+	if err != nil {
+		return nil, fmt.Errorf("cuda: %w", err)
+	}
+	i := 0
+	if ordinal != "" {
+		if i, err = strconv.Atoi(ordinal); err != nil {
+			return nil, fmt.Errorf("device cuda:%s: want a number after the colon", ordinal)
+		}
+	}
+	if i < 0 || i >= n {
+		return nil, fmt.Errorf("device cuda:%d: %w (this machine has %d GPUs)", i, gpu.ErrDevice, n)
+	}
+	d := &device{ordinal: i, functions: map[string]cu.Function{}}
+	if err := d.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("device cuda:%d: %w", i, err), d.close())
+	}
+	return d, nil
+}
+
+func (d *device) open() error {
+	var err error
+	if d.dev, err = cu.GetDevice(d.ordinal); err != nil {
+		return err
+	}
+	if d.name, err = d.dev.Name(); err != nil {
+		return err
+	}
+	ctx, err := d.dev.RetainPrimaryCtx()
+	if err != nil {
+		return fmt.Errorf("primary context: %w", err)
+	}
+	if err := cu.SetCurrentContext(ctx); err != nil {
+		return err
+	}
+	if d.stream, err = cu.MakeStream(cu.NonBlocking); err != nil {
+		return fmt.Errorf("stream: %w", err)
+	}
+	if d.module, err = cu.LoadData(kernels.Fatbin); err != nil {
+		return fmt.Errorf("kernels: %w (built for another GPU?)", err)
+	}
+	if d.blas, err = newBlas(d); err != nil {
+		return err
+	}
+	roots, halves := make([]float32, 2*maxLength), make([]float32, 2*maxLength)
+	for k := range maxLength {
+		s, c := math.Sincos(-2 * math.Pi * float64(k) / maxLength)
+		roots[2*k], roots[2*k+1] = float32(c), float32(s)
+		s, c = math.Sincos(math.Pi * float64(k) / (2 * maxLength))
+		halves[2*k], halves[2*k+1] = float32(c), float32(s)
+	}
+	if d.roots, err = upload(d, roots, "roots of unity"); err != nil {
+		return err
+	}
+	d.halves, err = upload(d, halves, "roots of unity")
+	return err
+}
+
+// close gives everything back; the first error is returned, and closing goes on.
+func (d *device) close() error {
+	var errs []error
+	note := func(err error) { errs = append(errs, err) }
+	for _, p := range []*ptr{&d.roots, &d.halves} {
+		note(d.free(p))
+	}
+	if d.blas != nil {
+		note(d.free(&d.blas.workspace))
+		note(d.blas.close())
+		d.blas = nil
+	}
+	if d.module != (cu.Module{}) {
+		note(d.module.Unload())
+		d.module = cu.Module{}
+	}
+	if d.stream != (cu.Stream{}) {
+		note(d.stream.Destroy())
+		note(d.dev.ReleasePrimaryCtx())
+		d.stream = cu.Stream{}
+	}
+	return errors.Join(errs...)
+}
+
+// function finds a kernel, and lets it use the shared memory it wants.
+func (d *device) function(name string, shared int) (cu.Function, error) {
+	if f, ok := d.functions[name]; ok {
+		return f, nil
+	}
+	f, err := d.module.Function(name)
+	if err != nil {
+		return f, fmt.Errorf("kernel %s: %w", name, err)
+	}
+	if shared > 48<<10 {
+		if err := allowShared(f, shared); err != nil {
+			return f, fmt.Errorf("kernel %s: %d bytes of %w", name, shared, err)
+		}
+	}
+	d.functions[name] = f
+	return f, nil
+}
+
+// alloc reserves device memory; what says what for.
+func (d *device) alloc(bytes int64, what string) (ptr, error) {
+	p, err := cu.MemAlloc(max(bytes, 256))
+	if err != nil {
+		free, total, e := cu.MemInfo()
+		if e != nil {
+			return 0, fmt.Errorf("%s: %w", what, err)
+		}
+		return 0, fmt.Errorf("cuda:%d: %s want %s of device memory, of which %s of %s is free: %w", d.ordinal, what, size(bytes), size(free), size(total), err)
+	}
+	return p, nil
+}
+
+func (d *device) free(p *ptr) error {
+	if *p == 0 {
+		return nil
+	}
+	err := cu.MemFree(*p)
+	*p = 0
+	return err
+}
+
+func size(bytes int64) string { return fmt.Sprintf("%.2f GiB", float64(bytes)/(1<<30)) }
+
+// upload makes a device copy of a host slice.
+func upload[T any](d *device, v []T, what string) (ptr, error) {
+	n := int64(len(v)) * int64(unsafe.Sizeof(*new(T)))
+	p, err := d.alloc(n, what)
+	if err != nil || n == 0 {
+		return p, err
+	}
+	return p, cu.MemcpyHtoD(p, unsafe.Pointer(&v[0]), n)
+}
+
+// queue issues work on the device's stream. The first error sticks and what
+// follows is not issued, so that a model reads like its equations; done
+// returns it.
+type queue struct {
+	*device
+	err error
+}
+
+// launch runs a kernel over a grid. Arguments are ptr, int, int64, float32 or
+// float64; each takes an 8-byte slot, of which the kernel reads what it needs.
+func (q *queue) launch(name string, grid [3]int, block [2]int, shared int, args ...any) {
+	if q.err != nil {
+		return
+	}
+	f, err := q.function(name, shared)
+	if err != nil {
+		q.err = err
+		return
+	}
+	slots := make([]uint64, len(args))
+	pointers := make([]unsafe.Pointer, len(args))
+	for i, a := range args {
+		switch v := a.(type) {
+		case ptr:
+			slots[i] = uint64(v)
+		case int:
+			slots[i] = uint64(v)
+		case int64:
+			slots[i] = uint64(v)
+		case float32:
+			slots[i] = uint64(math.Float32bits(v))
+		case float64:
+			slots[i] = math.Float64bits(v)
+		default:
+			q.err = fmt.Errorf("kernel %s: argument %d is a %T", name, i, a)
+			return
+		}
+		pointers[i] = unsafe.Pointer(&slots[i])
+	}
+	if err := f.Launch(grid[0], grid[1], grid[2], block[0], block[1], 1, shared, q.stream, pointers); err != nil {
+		q.err = fmt.Errorf("kernel %s: %w", name, err)
+	}
+	runtime.KeepAlive(slots)
+}
+
+// each runs a kernel of one thread an element.
+func (q *queue) each(name string, n int, args ...any) {
+	q.launch(name, [3]int{ceil(n, 256), 1, 1}, [2]int{256, 1}, 0, args...)
+}
+
+func (q *queue) product(p product) {
+	if q.err == nil {
+		q.err = q.blas.run(p, q.stream)
+	}
+}
+
+func (q *queue) zero(p ptr, bytes int64) {
+	if q.err == nil && bytes > 0 {
+		q.err = cu.MemsetD8Async(p, 0, bytes, q.stream)
+	}
+}
+
+// put copies a host slice to device memory. The slice may be changed when it
+// returns.
+func put[T any](q *queue, p ptr, v []T) {
+	if q.err == nil && len(v) > 0 {
+		q.err = cu.MemcpyHtoDAsync(p, unsafe.Pointer(&v[0]), int64(len(v))*int64(unsafe.Sizeof(v[0])), q.stream)
+	}
+}
+
+// get copies device memory to a host slice, once all work issued before is
+// done.
+func get[T any](q *queue, v []T, p ptr) {
+	if q.err == nil && len(v) > 0 {
+		q.err = cu.MemcpyDtoHAsync(unsafe.Pointer(&v[0]), p, int64(len(v))*int64(unsafe.Sizeof(v[0])), q.stream)
+	}
+	q.wait()
+}
+
+func (q *queue) wait() {
+	if q.err == nil {
+		q.err = q.stream.Synchronize()
+	}
+}
+
+// done is the first error.
+func (q *queue) done() error {
+	if q.err != nil {
+		return fmt.Errorf("cuda:%d: %w", q.ordinal, q.err)
+	}
+	return nil
+}
+
+func ceil(a, b int) int { return (a + b - 1) / b }
+
+func round(a, b int) int { return ceil(a, b) * b }

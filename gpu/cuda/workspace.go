@@ -1,0 +1,230 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+
+	"gorgonia.org/cu"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
+)
+
+const (
+	// slices is how many parts column sums over rows are cut into.
+	slices = 64
+	// sumBlocks is the grid of kernels that leave a sum a block.
+	sumBlocks = 1024
+	// logitBytes bounds a chunk of logits.
+	logitBytes = 400 << 20
+)
+
+// workspace is one allocation that holds what a call computes, laid out anew
+// for each call and kept while it is large enough, so that steps allocate
+// nothing.
+type workspace struct {
+	base ptr
+	size int64
+}
+
+// layout hands out parts of a workspace; with no base it only counts.
+type layout struct {
+	base ptr
+	used int64
+}
+
+func (l *layout) take(bytes int64) ptr {
+	p := l.base + ptr(l.used)
+	l.used += (bytes + 255) &^ 255
+	return p
+}
+
+// job says what a call needs.
+type job struct {
+	rows, length int
+	top          int  // last block that is computed; −1: none
+	from         int  // first block that is differentiated; top + 1: none
+	embed        bool // the token embedding is differentiated
+	head         bool // final norm and logits
+	soft         bool // a teacher's logits beside
+	targets      []gpu.Target
+}
+
+// block holds what one block computes. Frozen blocks share one and keep
+// nothing; a block that is differentiated has its own.
+type block struct {
+	x, next    ptr // residual stream before and after, float32 [N, D]
+	h1, h2     ptr // norms' outputs [N, D]
+	mean, rstd ptr // float32 [N]
+	a, g       ptr // MLP before and after GELU [N, Hidden]
+	// student, channel-major
+	z, q, u, y ptr    // [3D, ld], [D, ld] each
+	ffn        ptr    // the filter's FFN weights in float64
+	pre, act   [3]ptr // its hidden layers, float64 [L, W]
+	f          ptr    // its output, the filter without its window, float64 [D, ldf]
+	spectrum   ptr    // complex [D, points]
+	// teacher
+	qkv, o, lse ptr // [N, 3D], [N, D], float32 [B, heads, L]
+}
+
+// buffers is a workspace laid out for a job.
+type buffers struct {
+	job
+	n, ld, ldf int // tokens; columns of channel-major rows; of the filter's
+	points     int // of a transform
+	parts      int // slices of the batch in the convolution's backward pass
+	tokens     ptr
+	blocks     []block // of layers 0 … top
+	frozen     block
+
+	// head
+	hf, fmean, frstd     ptr
+	chunk, ldv           int // rows of logits at a time; columns
+	logits, teacher      ptr
+	nll, kl              ptr
+	losses               ptr   // float64, one a term
+	target, scales       []ptr // one a target
+	partial              ptr   // slices of column sums, float32
+	dx, dxc              ptr   // gradient of the residual stream, and in the operands' type
+	dg, dh1, dh2         ptr
+	dy, dq, du, dz       ptr
+	dh, dbeta            ptr
+	df, dact, dffn       ptr // float64
+	dqkv, do, delta      ptr
+	order, start         ptr
+	ids, firsts, counted ptr
+	segments             ptr
+}
+
+// lay lays a job out over l; ffn is the elements that a filter's FFN takes in
+// the flat buffers.
+func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
+	n := j.rows * j.length
+	b := &buffers{job: j, n: n, ld: round(n, 8), ldf: round(j.length, 8), points: points(j.length)}
+	N, D, ld, es := int64(n), int64(c.Dim), int64(b.ld), e.size()
+	trains := j.from <= j.top || j.embed
+	b.tokens = l.take(4 * N)
+	b.losses = l.take(8 * int64(c.Layers+2))
+	newBlock := func() (k block) {
+		k.h1, k.h2 = l.take(es*N*D), l.take(es*N*D)
+		k.mean, k.rstd = l.take(4*N), l.take(4*N)
+		k.a = l.take(es * N * int64(c.Hidden))
+		k.g = l.take(es * N * int64(c.Hidden))
+		if c.Architecture == checkpoint.HyenaNeoX {
+			k.z, k.q, k.u, k.y = l.take(es*3*D*ld), l.take(es*D*ld), l.take(es*D*ld), l.take(es*D*ld)
+			k.ffn = l.take(8 * ffn)
+			for i := range k.pre {
+				k.pre[i], k.act[i] = l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*int64(j.length*c.Hyena.Width))
+			}
+			k.f, k.spectrum = l.take(8*D*int64(b.ldf)), l.take(8*D*int64(b.points))
+		} else {
+			k.qkv, k.o, k.lse = l.take(es*3*N*D), l.take(es*N*D), l.take(4*N*int64(c.Attention.Heads))
+		}
+		return k
+	}
+	x := l.take(4 * N * D)
+	if j.from > 0 && j.top >= 0 {
+		b.frozen = newBlock()
+	}
+	for i := 0; i <= j.top; i++ {
+		k := b.frozen
+		k.x, k.next = x, x
+		if i >= j.from {
+			k = newBlock()
+			k.x, k.next = x, l.take(4*N*D)
+			x = k.next
+		}
+		b.blocks = append(b.blocks, k)
+	}
+	if j.head {
+		b.ldv = round(c.Vocab, 8)
+		b.chunk = max(8, min(n, int(logitBytes/(es*int64(b.ldv)))/256*256))
+		b.chunk = min(b.chunk, n)
+		b.hf, b.fmean, b.frstd = l.take(es*N*D), l.take(4*N), l.take(4*N)
+		b.logits = l.take(es * int64(b.chunk) * int64(b.ldv))
+		if j.soft {
+			b.teacher = l.take(es * int64(b.chunk) * int64(b.ldv))
+		}
+		b.nll, b.kl = l.take(4*N), l.take(4*N)
+	}
+	if !trains {
+		if j.head { // logits on their way out, as float32
+			b.dx = l.take(4 * int64(b.chunk) * int64(c.Vocab))
+		}
+		return b
+	}
+	for _, t := range j.targets {
+		b.target, b.scales = append(b.target, l.take(int64(t.Type.Size())*N*D)), append(b.scales, l.take(4*N))
+	}
+	b.partial = l.take(4 * max(slices*4*D, slices*int64(c.Hidden), slices*3*D, sumBlocks, 2*filterSlices*2*int64(c.Hyena.Width)))
+	b.dx = l.take(4 * N * D)
+	b.dxc = b.dx
+	if e == bf16s {
+		b.dxc = l.take(es * N * D)
+	}
+	b.dg = l.take(es * N * int64(c.Hidden))
+	b.dh1, b.dh2 = l.take(es*N*D), l.take(es*N*D)
+	if c.Architecture == checkpoint.HyenaNeoX {
+		b.parts = min(ceil(j.rows, 4), max(1, 1024/c.Dim))
+		b.dy, b.dq, b.du, b.dz = l.take(es*D*ld), l.take(es*D*ld), l.take(es*D*ld), l.take(es*3*D*ld)
+		b.dh, b.dbeta = l.take(4*int64(b.parts)*D*int64(b.ldf)), l.take(4*int64(b.parts)*D)
+		b.df, b.dact, b.dffn = l.take(8*D*int64(b.ldf)), l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*ffn)
+	} else {
+		b.dqkv, b.do, b.delta = l.take(es*3*N*D), l.take(es*N*D), l.take(4*N*int64(c.Attention.Heads))
+	}
+	if j.embed {
+		b.order, b.start, b.ids, b.firsts, b.counted = l.take(4*N), l.take(4*N+4), l.take(4*N), l.take(4*N+4), l.take(8)
+		b.segments = l.take(4 * N * D)
+	}
+	return b
+}
+
+// points is the least transform that covers a sequence.
+func points(length int) int {
+	p := 256
+	for p < length {
+		p *= 2
+	}
+	return p
+}
+
+// prepare lays a job out over the model's workspace, which grows where it is
+// too small.
+func (m *model) prepare(j job) (*buffers, error) {
+	count := func(rows int) int64 {
+		var l layout
+		k := j
+		k.rows = rows
+		lay(&l, m.config, m.element, m.ffn, k)
+		return l.used
+	}
+	d := m.engine.device
+	if want := count(j.rows); want > m.work.size {
+		if err := d.stream.Synchronize(); err != nil {
+			return nil, fmt.Errorf("cuda:%d: %w", d.ordinal, err)
+		}
+		if err := errors.Join(m.forget(), d.free(&m.work.base)); err != nil {
+			return nil, fmt.Errorf("cuda:%d: %w", d.ordinal, err)
+		}
+		m.work.size = 0
+		p, err := d.alloc(want, fmt.Sprintf("the activations of %d sequences of %d tokens", j.rows, j.length))
+		if err != nil {
+			fits := 0
+			if free, _, e := cu.MemInfo(); e == nil {
+				for low, high := 0, j.rows; low < high; { // the most rows that fit
+					mid := (low + high + 1) / 2
+					if count(mid) <= free {
+						low, fits = mid, mid
+					} else {
+						high = mid - 1
+					}
+				}
+			}
+			return nil, errors.Join(err, fmt.Errorf("cuda:%d: a batch of %d sequences would fit", d.ordinal, fits))
+		}
+		m.work = workspace{p, want}
+	}
+	return lay(&layout{base: m.work.base}, m.config, m.element, m.ffn, j), nil
+}

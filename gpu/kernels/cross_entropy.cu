@@ -1,0 +1,83 @@
+// Next-token cross entropy and Hinton's soft targets over a chunk of rows of
+// logits; the whole of the logits never exists. Gradients replace the logits.
+//
+//   hard:  ce = log Σ exp(s) − s[next],              ds = (softmax(s) − 1[next]) · a
+//   soft:  kl = T² Σ_v p_v (log p_v − log r_v),      ds = T (r − p) · b
+//          p = softmax(t/T), r = softmax(s/T)
+//
+// a = (1 − w) / (B (L − 1)), b = w / (B L). A sequence's last position has no
+// next token and takes part in the soft term only.
+// s, t: [rows, ld] of T (t: the teacher's); row i of the chunk is position
+// row0 + i of the batch. One block a row.
+#include "common.cuh"
+
+// A running maximum and Σ exp(v − max).
+struct LogSum {
+  float m = -CUDART_INF_F, s = 0;
+  __device__ void add(float v) {
+    if (v > m) s = s * expf(m - v) + 1.0f, m = v;
+    else s += expf(v - m);
+  }
+};
+// The block's log Σ exp, the same in every thread.
+__device__ __forceinline__ float block_logsum(LogSum l, float *scratch) {
+  const float m = block_max(l.m, scratch);
+  const float s = block_sum(l.s > 0 ? l.s * expf(l.m - m) : 0.0f, scratch);
+  return m + logf(s);
+}
+
+// nll[row] = ce, 0 where there is no next token. Gradients unless a is
+// negative.
+template <class T>
+__device__ void cross_entropy(T *logits, const int *tokens, float *nll, int row0, int length, int vocab, int ld, float a) {
+  __shared__ float scratch[32];
+  const int row = row0 + blockIdx.x;
+  T *s = logits + (size_t)blockIdx.x * ld;
+  if (row % length == length - 1) {
+    if (threadIdx.x == 0) nll[row] = 0;
+    if (a >= 0)
+      for (int v = threadIdx.x; v < vocab; v += blockDim.x) s[v] = store<T>(0.0f);
+    return;
+  }
+  LogSum l;
+  for (int v = threadIdx.x; v < vocab; v += blockDim.x) l.add(load(s[v]));
+  const float z = block_logsum(l, scratch);
+  const int next = tokens[row + 1];
+  if (threadIdx.x == 0) nll[row] = z - load(s[next]);
+  if (a < 0) return;
+  __syncthreads();  // s[next] is read before it is replaced
+  for (int v = threadIdx.x; v < vocab; v += blockDim.x) s[v] = store<T>((expf(load(s[v]) - z) - (v == next ? 1.0f : 0.0f)) * a);
+}
+EXPORT(cross_entropy, 1024, (T *logits, const int *tokens, float *nll, int row0, int length, int vocab, int ld, float a),
+       (logits, tokens, nll, row0, length, vocab, ld, a))
+
+// nll[row] = ce, soft[row] = kl.
+template <class T>
+__device__ void soft_targets(T *logits, const T *teacher, const int *tokens, float *nll, float *soft, int row0, int length, int vocab, int ld, float temperature, float a, float b) {
+  __shared__ float scratch[32];
+  const int row = row0 + blockIdx.x;
+  T *s = logits + (size_t)blockIdx.x * ld;
+  const T *t = teacher + (size_t)blockIdx.x * ld;
+  const float inv = 1.0f / temperature;
+  LogSum hard, student, target;
+  for (int v = threadIdx.x; v < vocab; v += blockDim.x) {
+    const float x = load(s[v]);
+    hard.add(x), student.add(x * inv), target.add(load(t[v]) * inv);
+  }
+  const float zh = block_logsum(hard, scratch), zs = block_logsum(student, scratch), zt = block_logsum(target, scratch);
+  const bool last = row % length == length - 1;
+  const int next = last ? -1 : tokens[row + 1];
+  if (threadIdx.x == 0) nll[row] = last ? 0.0f : zh - load(s[next]);
+  if (last) a = 0;
+  __syncthreads();
+  float kl = 0;
+  for (int v = threadIdx.x; v < vocab; v += blockDim.x) {
+    const float x = load(s[v]), lp = load(t[v]) * inv - zt, lr = x * inv - zs, p = expf(lp);
+    kl += p > 0 ? p * (lp - lr) : 0.0f;
+    s[v] = store<T>((expf(x - zh) - (v == next ? 1.0f : 0.0f)) * a + temperature * (expf(lr) - p) * b);
+  }
+  kl = block_sum(kl, scratch);
+  if (threadIdx.x == 0) soft[row] = temperature * temperature * kl;
+}
+EXPORT(soft_targets, 1024, (T *logits, const T *teacher, const int *tokens, float *nll, float *soft, int row0, int length, int vocab, int ld, float temperature, float a, float b),
+       (logits, teacher, tokens, nll, soft, row0, length, vocab, ld, temperature, a, b))
