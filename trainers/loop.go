@@ -80,10 +80,10 @@ func (l *loop) train(ctx context.Context, e gpu.Engine, f *folder, start *checkp
 		l.bar = report.NewBar(l.name(), l.state.Steps)
 		defer l.bar.Done()
 	}
-	if err := l.run(ctx); err != nil {
-		return l.summary(), err
+	if err = l.run(ctx); err == nil {
+		err = l.save()
 	}
-	return l.summary(), l.save()
+	return l.summary(), err
 }
 
 // run takes the steps that are left.

@@ -145,6 +145,9 @@ func TestFinishedRunIsNotTrainedAgain(t *testing.T) {
 		t.Fatal(first, err)
 	}
 	w := &wrapped{before: func(int64) error { return errKilled }}
+	if want := filepath.Join(dir, "step-0000012"); first.Checkpoint != want {
+		t.Errorf("checkpoint %s, want %s", first.Checkpoint, want)
+	}
 	again, err := tr.train(context.Background(), w.register(t), dir, nil)
 	if err != nil || !again.Already || !strings.Contains(again.String(), "already trained") {
 		t.Fatalf("%+v: %v", again, err)
