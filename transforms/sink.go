@@ -9,9 +9,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
@@ -35,6 +37,8 @@ type Sink struct {
 const (
 	// answer is how long the broker may take for a question at the start.
 	answer = 10 * time.Second
+	// acknowledgement is how long the broker may take for one batch.
+	acknowledgement = 15 * time.Second
 	// batchBytes is what a request to the broker holds where the topic allows
 	// it; larger ones are not faster.
 	batchBytes = 8 << 20
@@ -57,19 +61,45 @@ func (s Sink) topics() []string {
 // goroutines.
 type sink struct {
 	Sink
-	client    *kafka.Client
-	transport *kafka.Transport
-	limits    map[string]int // max.message.bytes by topic
+	limits map[string]int // max.message.bytes by topic
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	mu     sync.Mutex
+	client *kafka.Client
 }
 
 func (s Sink) connect() *sink {
-	// Metadata is asked for anew every second so that a partition's new leader
-	// is found well within any patience.
-	t := &kafka.Transport{DialTimeout: 5 * time.Second, MetadataTTL: time.Second}
-	return &sink{Sink: s, transport: t, client: &kafka.Client{Addr: kafka.TCP(s.Brokers...), Transport: t, Timeout: 30 * time.Second}}
+	k := &sink{Sink: s, dial: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
+	k.renew(nil)
+	return k
 }
 
-func (s *sink) close() { s.transport.CloseIdleConnections() }
+// renew replaces a client whose connections broke. The client library may wait
+// for ever on a connection that the broker closed while idle, so none is used
+// again after an error.
+func (s *sink) renew(old *kafka.Client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client != old {
+		return // another lane has done it
+	}
+	if old != nil {
+		hangUp(old)
+	}
+	// Metadata is read anew every few seconds so that a partition's new leader
+	// is found well within any patience.
+	s.client = &kafka.Client{Addr: kafka.TCP(s.Brokers...), Transport: &kafka.Transport{Dial: s.dial, MetadataTTL: 3 * time.Second}}
+}
+
+func (s *sink) current() *kafka.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.client
+}
+
+func hangUp(c *kafka.Client) { c.Transport.(*kafka.Transport).CloseIdleConnections() }
+
+func (s *sink) close() { hangUp(s.current()) }
 
 // Prepare makes the topics that are not there yet, and refuses those that are
 // with another number of partitions or too small a limit for the records.
@@ -122,31 +152,40 @@ func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
 	return k, nil
 }
 
-// ask calls f, again where the failure may pass, until it has had its time.
-func (s *sink) ask(ctx context.Context, f func(ctx context.Context) error) error {
-	bounded, cancel := context.WithTimeout(ctx, min(answer, s.Patience))
+// ask asks the broker a question, again where the failure may pass, until it
+// has had its time.
+func (s *sink) ask(ctx context.Context, question func(ctx context.Context, c *kafka.Client) error) error {
+	limit := min(answer, s.Patience)
+	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := retry(bounded, f)
+	err := s.retry(bounded, limit/3, question)
 	if err == nil || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
 	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), err)
 }
 
-// retry calls f until it succeeds, fails for good, or ctx ends; it returns
-// f's last error.
-func retry(ctx context.Context, f func(ctx context.Context) error) error {
+// retry calls f until it succeeds, fails for good, or ctx ends, and gives each
+// attempt its own time limit. It returns the last error that says more than
+// that time is up.
+func (s *sink) retry(ctx context.Context, attempt time.Duration, f func(ctx context.Context, c *kafka.Client) error) error {
 	var last error
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		err := f(ctx)
+		c := s.current()
+		bounded, cancel := context.WithTimeout(ctx, attempt)
+		err := f(bounded, c)
+		cancel()
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil { // what f says once its time is up is only that
+		if last == nil || !errors.Is(err, context.DeadlineExceeded) {
 			last = cause(err)
 		}
-		if !passing(err) {
+		if !passing(err) || ctx.Err() != nil {
 			return last
+		}
+		if !errors.As(err, new(kafka.Error)) {
+			s.renew(c)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -163,6 +202,11 @@ func passing(err error) bool {
 	var refused kafka.Error
 	if errors.As(err, &refused) {
 		return refused.Temporary()
+	}
+	for _, unknown := range []error{protocol.ErrNoTopic, protocol.ErrNoPartition, protocol.ErrNoLeader} {
+		if errors.Is(err, unknown) { // the client has no metadata: the broker is away
+			return true
+		}
 	}
 	var network net.Error
 	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
@@ -188,8 +232,8 @@ func cause(err error) error {
 // there.
 func (s *sink) partitions(ctx context.Context) (map[string]int, error) {
 	counts := map[string]int{}
-	err := s.ask(ctx, func(ctx context.Context) error {
-		r, err := s.client.Metadata(ctx, &kafka.MetadataRequest{Topics: s.topics()})
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		r, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: s.topics()})
 		if err != nil {
 			return err
 		}
@@ -216,8 +260,8 @@ func (s *sink) create(ctx context.Context, topics []string) error {
 				{ConfigName: "retention.ms", ConfigValue: "-1"}, // a trainer that comes late still needs the first record
 			}})
 	}
-	err := s.ask(ctx, func(ctx context.Context) error {
-		r, err := s.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: list})
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		r, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: list})
 		if err != nil {
 			return err
 		}
@@ -231,8 +275,8 @@ func (s *sink) create(ctx context.Context, topics []string) error {
 	if err != nil {
 		return err
 	}
-	return s.ask(ctx, func(ctx context.Context) error {
-		r, err := s.client.Metadata(ctx, &kafka.MetadataRequest{Topics: topics})
+	return s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		r, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: topics})
 		if err != nil {
 			return err
 		}
@@ -259,8 +303,8 @@ func (s *sink) messageLimits(ctx context.Context) (map[string]int, error) {
 		resources = append(resources, kafka.DescribeConfigRequestResource{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{name}})
 	}
 	limits := map[string]int{}
-	err := s.ask(ctx, func(ctx context.Context) error {
-		r, err := s.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		r, err := c.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
 		if err != nil {
 			return err
 		}
@@ -291,8 +335,8 @@ func (s *sink) messageLimits(ctx context.Context) (map[string]int, error) {
 // asked for in two calls, as brokers answer one question a partition.
 func (s *sink) bounds(ctx context.Context, topic string, partition int) (first, end int64, err error) {
 	for _, q := range []kafka.OffsetRequest{kafka.FirstOffsetOf(partition), kafka.LastOffsetOf(partition)} {
-		err = s.ask(ctx, func(ctx context.Context) error {
-			r, err := s.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: {q}}})
+		err = s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+			r, err := c.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: {q}}})
 			if err != nil {
 				return err
 			}
@@ -315,8 +359,8 @@ func (s *sink) bounds(ctx context.Context, topic string, partition int) (first, 
 // at reads the record at an offset.
 func (s *sink) at(ctx context.Context, topic string, partition int, offset int64) (*activation.Record, error) {
 	var record *activation.Record
-	err := s.ask(ctx, func(ctx context.Context) error {
-		r, err := s.client.Fetch(ctx, &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: offset,
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		r, err := c.Fetch(ctx, &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: offset,
 			MinBytes: 1, MaxBytes: int64(max(s.limits[topic], batchBytes)), MaxWait: 2 * time.Second})
 		if err != nil {
 			return err
@@ -369,13 +413,13 @@ func (s *sink) write(ctx context.Context, topic string, partition int, values []
 func (s *sink) send(ctx context.Context, topic string, partition int, values, keys [][]byte) error {
 	bounded, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
-	err := retry(bounded, func(ctx context.Context) error {
+	err := s.retry(bounded, acknowledgement, func(ctx context.Context, c *kafka.Client) error {
 		records := make([]kafka.Record, len(values))
 		now := time.Now()
 		for i := range values {
 			records[i] = kafka.Record{Time: now, Key: kafka.NewBytes(keys[i]), Value: kafka.NewBytes(values[i])}
 		}
-		r, err := s.client.Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...)})
+		r, err := c.Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...)})
 		if err != nil {
 			return err
 		}
@@ -396,9 +440,9 @@ func (s *sink) send(ctx context.Context, topic string, partition int, values, ke
 // said to have read.
 func (s *sink) lag(ctx context.Context, topic string, partitions []int) (int64, error) {
 	read := map[int]int64{}
-	err := s.ask(ctx, func(ctx context.Context) error {
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
 		clear(read)
-		r, err := s.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: partitions}})
+		r, err := c.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: partitions}})
 		if err != nil {
 			return err
 		}

@@ -74,15 +74,22 @@ func (m *fakeModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
 
 func init() { gpu.Register("fake", func(string) (gpu.Engine, error) { return fakeEngine{}, nil }) }
 
-// broker starts an embedded broker for a test.
-func broker(t testing.TB) *infra.Broker {
+// external is a real Kafka's host:port, in place of the embedded broker; see
+// integration_test.go.
+var external string
+
+// broker is the address of the broker under test.
+func broker(t testing.TB) string {
 	t.Helper()
+	if external != "" {
+		return external
+	}
 	b, err := infra.StartBroker(infra.BrokerOptions{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close() })
-	return b
+	return b.Addr()
 }
 
 // lesson makes a token set of 30 sequences in three shards and a teacher of
@@ -127,7 +134,7 @@ func lesson(t testing.TB, brokers string, partitions int) Lesson {
 		t.Fatal(err)
 	}
 	return Lesson{Dataset: dir, Seed: 5, Sequences: 60, Teacher: teacher, Device: "fake", Batch: 4, Workers: 1,
-		Sink: Sink{Brokers: []string{brokers}, Run: "run", Layers: []int{0, 1, 3}, Partitions: partitions, Length: lessonLength, Dim: 4, Type: dtype.Float16, Patience: 10 * time.Second}}
+		Sink: Sink{Brokers: []string{brokers}, Run: fmt.Sprintf("%s-%d", t.Name(), time.Now().UnixNano()), Layers: []int{0, 1, 3}, Partitions: partitions, Length: lessonLength, Dim: 4, Type: dtype.Float16, Patience: 10 * time.Second}}
 }
 
 // give runs a lesson to its end and returns how many sequences were computed.
@@ -155,7 +162,7 @@ func records(t testing.TB, addr, topic string, partition int) []*activation.Reco
 	}
 	var list []*activation.Record
 	for next < end {
-		r, err := k.client.Fetch(context.Background(), &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: next, MinBytes: 1, MaxBytes: 8 << 20, MaxWait: 2 * time.Second})
+		r, err := k.current().Fetch(context.Background(), &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: next, MinBytes: 1, MaxBytes: 8 << 20, MaxWait: 2 * time.Second})
 		if err == nil {
 			err = r.Error
 		}
@@ -236,10 +243,10 @@ func complete(t *testing.T, l Lesson) {
 }
 
 func TestEachPartitionHoldsItsPartOfTheCanonicalOrder(t *testing.T) {
-	b := broker(t)
+	addr := broker(t)
 	for _, c := range []struct{ partitions, workers int }{{1, 1}, {3, 1}, {3, 2}} {
-		l := lesson(t, b.Addr(), c.partitions)
-		l.Sink.Run, l.Workers = fmt.Sprintf("p%dw%d", c.partitions, c.workers), c.workers
+		l := lesson(t, addr, c.partitions)
+		l.Workers = c.workers
 		if n, err := give(t.Context(), l); err != nil || n != 60 {
 			t.Fatalf("%d sequences computed, want 60; %v", n, err)
 		}
@@ -254,11 +261,10 @@ func TestEachPartitionHoldsItsPartOfTheCanonicalOrder(t *testing.T) {
 // A lesson that ends anywhere is gone on with: only the rest is computed and
 // no lane has a gap or a record twice.
 func TestRerunMakesOnlyTheRest(t *testing.T) {
-	b := broker(t)
+	addr := broker(t)
 	defer failAfter.Store(0)
 	for n := int64(1); n < 60; n += 13 {
-		l := lesson(t, b.Addr(), 2)
-		l.Sink.Run = fmt.Sprint("cut-", n)
+		l := lesson(t, addr, 2)
 		failAfter.Store(computed.Load() + n)
 		if _, err := give(t.Context(), l); !errors.Is(err, errFake) {
 			t.Fatalf("cut after %d: %v", n, err)
@@ -278,8 +284,8 @@ func TestRerunMakesOnlyTheRest(t *testing.T) {
 // Lanes that are further than others are not written to again: each goes on
 // after its own last record.
 func TestLanesGoOnEachFromItsOwnEnd(t *testing.T) {
-	b := broker(t)
-	l := lesson(t, b.Addr(), 2)
+	addr := broker(t)
+	l := lesson(t, addr, 2)
 	l.Sequences = 17
 	few := l
 	few.Sink.Layers = []int{1}
@@ -298,13 +304,13 @@ func TestLanesGoOnEachFromItsOwnEnd(t *testing.T) {
 }
 
 func TestOtherLessonsInTheTopicAreRefused(t *testing.T) {
-	b := broker(t)
-	l := lesson(t, b.Addr(), 1)
+	addr := broker(t)
+	l := lesson(t, addr, 1)
 	l.Sequences = 8
 	if _, err := give(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
-	other := lesson(t, b.Addr(), 1)
+	other := lesson(t, addr, 1)
 	m, err := checkpoint.Load(other.Teacher)
 	if err != nil {
 		t.Fatal(err)
@@ -324,19 +330,19 @@ func TestOtherLessonsInTheTopicAreRefused(t *testing.T) {
 		x := l
 		change(&x)
 		_, err := give(t.Context(), x)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "run.layer-") || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), l.Sink.Run+".layer-") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v, want one line with %q", err, want)
 		}
 	}
-	if n := len(records(t, b.Addr(), "run.layer-0", 0)); n != 8 {
+	if n := len(records(t, addr, activation.Topic(l.Sink.Run, 0), 0)); n != 8 {
 		t.Errorf("%d records are there after the refusals, want 8", n)
 	}
 }
 
 func TestTooSmallATopicIsRefusedBeforeTheFirstRecord(t *testing.T) {
-	b := broker(t)
-	l := lesson(t, b.Addr(), 1)
-	c := &kafka.Client{Addr: kafka.TCP(b.Addr())}
+	addr := broker(t)
+	l := lesson(t, addr, 1)
+	c := &kafka.Client{Addr: kafka.TCP(addr)}
 	topic := activation.Topic(l.Sink.Run, 1)
 	if _, err := c.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1,
 		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "1048588"}}}}}); err != nil {
@@ -371,8 +377,8 @@ func TestAbsentBrokerIsOneClearLineInTime(t *testing.T) {
 // A connection that breaks while records are written leaves no gap; a record
 // whose acknowledgement was lost may be there twice, in order.
 func TestBrokenConnectionsLeaveNoGap(t *testing.T) {
-	b := broker(t)
-	l := lesson(t, b.Addr(), 2)
+	addr := broker(t)
+	l := lesson(t, addr, 2)
 	if err := l.Sink.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -381,13 +387,14 @@ func TestBrokenConnectionsLeaveNoGap(t *testing.T) {
 	k.limits = map[string]int{activation.Topic(l.Sink.Run, 0): batchBytes}
 	// Every connection dies after some bytes.
 	var dials atomic.Int64
-	k.transport.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	k.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		return &mortal{Conn: c, left: 3000 + 700*dials.Add(1)}, nil
 	}
+	k.renew(k.current())
 	topic := activation.Topic(l.Sink.Run, 0)
 	for i := range int64(60) {
 		r := &activation.Record{Layer: 0, SequenceID: i, Length: lessonLength, Dim: 4, Type: dtype.Float32, Tokens: make([]int32, lessonLength), Values: make([]byte, lessonLength*16)}
@@ -403,7 +410,7 @@ func TestBrokenConnectionsLeaveNoGap(t *testing.T) {
 		t.Fatalf("only %d connections: none broke", dials.Load())
 	}
 	next := int64(0)
-	for _, r := range records(t, b.Addr(), topic, 0) {
+	for _, r := range records(t, addr, topic, 0) {
 		if r.SequenceID > next {
 			t.Fatalf("record %d comes before %d", r.SequenceID, next)
 		}
@@ -431,8 +438,8 @@ func (m *mortal) Write(b []byte) (int, error) {
 }
 
 func TestTeacherWaitsForATrainerThatIsBehind(t *testing.T) {
-	b := broker(t)
-	l := lesson(t, b.Addr(), 2)
+	addr := broker(t)
+	l := lesson(t, addr, 2)
 	l.MaxLag = int64(10 * l.Sink.recordBytes())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -477,7 +484,7 @@ func TestTeacherWaitsForATrainerThatIsBehind(t *testing.T) {
 				for _, layer := range l.Sink.Layers {
 					name := activation.Topic(l.Sink.Run, layer)
 					_, end, _ := k.bounds(t.Context(), name, p)
-					if _, err := k.client.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(name), GenerationID: -1,
+					if _, err := k.current().OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(name), GenerationID: -1,
 						Topics: map[string][]kafka.OffsetCommit{name: {{Partition: p, Offset: end}}}}); err != nil {
 						t.Fatal(err)
 					}
@@ -486,6 +493,131 @@ func TestTeacherWaitsForATrainerThatIsBehind(t *testing.T) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%d records after 20 s", n)
+		}
+	}
+}
+
+// Records of the paper's size pass, though one is over the usual broker's
+// limit for a message.
+func TestRecordsOverTheUsualLimitPass(t *testing.T) {
+	s := lesson(t, broker(t), 1).Sink
+	s.Length, s.Dim, s.Layers = 1024, 512, []int{0}
+	if err := s.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k, err := s.open(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	var values, keys [][]byte
+	for i := range int64(20) {
+		v, err := activation.Marshal(&activation.Record{SequenceID: i, Length: 1024, Dim: 512, Type: dtype.Float16, Tokens: make([]int32, 1024), Values: make([]byte, 1<<20)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		values, keys = append(values, v), append(keys, activation.Key(i))
+	}
+	if err := k.write(t.Context(), activation.Topic(s.Run, 0), 0, values, keys); err != nil {
+		t.Fatal(err)
+	}
+	list := records(t, s.Brokers[0], activation.Topic(s.Run, 0), 0)
+	for i, r := range list {
+		if r.SequenceID != int64(i) {
+			t.Fatalf("record %d is sequence %d", i, r.SequenceID)
+		}
+	}
+	if len(list) != 20 {
+		t.Fatalf("%d records of 20", len(list))
+	}
+}
+
+// A broker that goes away in the middle and comes back after a while delays a
+// lesson and takes nothing from it; one that stays away ends it with an error.
+func TestBrokerThatComesBackLosesNothing(t *testing.T) {
+	if external != "" {
+		t.Skip("the broker is not ours to stop")
+	}
+	dir := t.TempDir()
+	b, err := infra.StartBroker(infra.BrokerOptions{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lesson(t, b.Addr(), 2)
+	l.Batch, l.MaxLag = 2, int64(10*l.Sink.recordBytes()) // it waits for a trainer until told to go on
+	ended := make(chan error, 1)
+	go func() { _, err := give(t.Context(), l); ended <- err }()
+	k := l.Sink.connect()
+	defer k.close()
+	for {
+		n, err := k.lag(t.Context(), activation.Topic(l.Sink.Run, 3), []int{0, 1})
+		if err == nil && n >= 10 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	if b, err = infra.StartBroker(infra.BrokerOptions{Dir: dir, Listen: b.Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { b.Close() }()
+	for _, topic := range l.Sink.topics() { // the trainer says that it is far ahead
+		var all []kafka.OffsetCommit
+		for p := range 2 {
+			all = append(all, kafka.OffsetCommit{Partition: p, Offset: 1000})
+		}
+		if err := k.ask(t.Context(), func(ctx context.Context, c *kafka.Client) error {
+			_, err := c.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic), GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{topic: all}})
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	complete(t, l)
+
+	l.Sequences, l.MaxLag, l.Sink.Patience = 70, 0, 500*time.Millisecond
+	gone, err := l.Sink.open(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.close()
+	b.Close()
+	err = gone.write(t.Context(), l.Sink.topics()[0], 0, [][]byte{{1}}, [][]byte{{1}})
+	if err == nil || !strings.Contains(err.Error(), "not written within 500ms") || !strings.Contains(err.Error(), b.Addr()) {
+		t.Errorf("a broker that stays away: %v", err)
+	}
+}
+
+// Records of 1 MiB, in batches of eight, to one partition.
+func BenchmarkWrite(b *testing.B) {
+	s := lesson(b, broker(b), 1).Sink
+	s.Length, s.Dim, s.Layers = 1024, 512, []int{0}
+	if err := s.Prepare(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	k, err := s.open(b.Context(), false)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer k.close()
+	var values, keys [][]byte
+	for i := range int64(8) {
+		v, err := activation.Marshal(&activation.Record{SequenceID: i, Length: 1024, Dim: 512, Type: dtype.Float16, Tokens: make([]int32, 1024), Values: make([]byte, 1<<20)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		values, keys = append(values, v), append(keys, activation.Key(i))
+	}
+	b.SetBytes(8 << 20)
+	for b.Loop() {
+		if err := k.write(b.Context(), activation.Topic(s.Run, 0), 0, values, keys); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
