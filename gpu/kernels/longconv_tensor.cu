@@ -22,47 +22,14 @@
 //   forward:  48 · stride + 4 · copy bytes            (L = 1024: 53,760)
 //   backward: 64 · stride + 8 · copy + 128 · tiles    (L = 1024: 75,520)
 // with tiles = ⌈L / 128⌉, stride = 128 · tiles + 8, copy = 128 · tiles + 32.
-// On an H100 that admits L ≤ 4096 forward and L ≤ 3072 backward. Work grows as
-// L². *_aligned want L and ld to be multiples of 8; *_any take all.
-#include "longconv_tensor.cuh"
+// An H100 (227 KB a block) takes L ≤ 4352 forward and L ≤ 3072 backward, an A100
+// (163 KB) 3200 and 2176. Work grows as
+// L². *_aligned want L and ld to be multiples of 8 and 16-byte aligned rows; *_any
+// take all. Outputs must not overlap inputs: z and dy are read twice.
+#include "shortconv_tensor.cuh"
+#include "toeplitz.cuh"
 
 namespace toeplitz {
-
-// Short convolution of one channel: s[n] = bs + Σ_j w[j] · ẑ[n − 2 + j], ẑ = z + bin.
-struct Taps { float w[3], bin, bs; };
-__device__ __forceinline__ Taps taps(const float *bin, const float *w, const float *bs, int channel) {
-  return {{w[3 * channel], w[3 * channel + 1], w[3 * channel + 2]}, bin[channel], bs[channel]};
-}
-
-// z at n−2 … n+7 from a lane's 8 elements and the last two of the lane before,
-// which are carry for lane 0. All lanes of a warp take part, 8 positions apart;
-// carry becomes what the next 256 positions need, 0 at a sequence's start.
-__device__ __forceinline__ void window(uint4 v, uint32_t &carry, float (&x)[10]) {
-  uint32_t before = __shfl_up_sync(0xffffffffu, v.w, 1);
-  if ((threadIdx.x & 31) == 0) before = carry;
-  carry = __shfl_sync(0xffffffffu, v.w, 31);
-  const uint32_t w[5] = {before, v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 5; i++) x[2 * i] = low(w[i]), x[2 * i + 1] = high(w[i]);
-}
-
-__device__ __forceinline__ uint4 packed(const float (&s)[8]) { return make_uint4(pack(s[0], s[1]), pack(s[2], s[3]), pack(s[4], s[5]), pack(s[6], s[7])); }
-
-// s at n … n+7; zero past length.
-template <bool VEC> __device__ __forceinline__ uint4 shorten(uint4 v, uint32_t &carry, const Taps &c, int n, int length) {
-  float x[10], s[8];
-  window(v, carry, x);
-  const float bias = c.bs + c.bin * (c.w[0] + c.w[1] + c.w[2]);
-#pragma unroll
-  for (int e = 0; e < 8; e++) s[e] = bias + c.w[0] * x[e] + c.w[1] * x[e + 1] + c.w[2] * x[e + 2];
-  if (n == 0) s[0] -= c.bin * (c.w[0] + c.w[1]), s[1] -= c.bin * c.w[0];  // no bias before the start
-  if (!VEC && n + 8 > length) {
-#pragma unroll
-    for (int e = 0; e < 8; e++)
-      if (n + e >= length) s[e] = 0;
-  }
-  return VEC && n >= length ? make_uint4(0, 0, 0, 0) : packed(s);
-}
 
 // Calls f(offset in a slot, k, v, q) with 8 elements each of what the warp
 // brought to three slots, after the short convolution where SHORT. f may
@@ -138,79 +105,6 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
           const float4 uu = floats(x.a), qq = floats(x.b);
           if (r < rows) scatter<VEC>(row, n, length, packed(make_float4(qq.x * (s.x + skip * uu.x), qq.y * (s.y + skip * uu.y), qq.z * (s.z + skip * uu.z), qq.w * (s.w + skip * uu.w))));
         });
-  }
-}
-
-// A band's tiles, summed along their diagonals: part p of the result is
-// dh[band · 128 + 8p + 0 … 7]. What reaches into the bands beside it, and what
-// they add to, goes to edges: [4, bands, 8].
-__device__ __forceinline__ void diagonals(const float (&sum)[17][4], int band, int bands, float *edges, float *dh, int length) {
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const int src0 = ((g + 2 * t) & 7) * 4 + t, src1 = ((g + 2 * t + 1) & 7) * 4 + t;
-  const bool wrap0 = g + 2 * t >= 8, wrap1 = g + 2 * t + 1 >= 8;
-  float R[18], carry = 0;  // R[p + 1]
-#pragma unroll
-  for (int p = 16; p >= -1; p--) {
-    // a class's lower half has the differences of the next one's upper half
-    float e0 = 0, e1 = 0;
-    if (p < 16) e0 = sum[p + 1][0], e1 = sum[p + 1][1];
-    if (p >= 0) e0 += sum[p][2], e1 += sum[p][3];
-    const float v0 = __shfl_sync(0xffffffffu, e0, src0), v1 = __shfl_sync(0xffffffffu, e1, src1);
-    float r = carry + (wrap0 ? 0.0f : v0) + (wrap1 ? 0.0f : v1);
-    carry = (wrap0 ? v0 : 0.0f) + (wrap1 ? v1 : 0.0f);
-    r += __shfl_xor_sync(0xffffffffu, r, 1);
-    R[p + 1] = r + __shfl_xor_sync(0xffffffffu, r, 2);
-  }
-  if (t == 0) {
-    edges[band * 8 + g] = R[0];                      // below the band
-    edges[(bands + band) * 8 + g] = R[1];            // its first 8
-    edges[(2 * bands + band) * 8 + g] = R[16];       // its last 8
-    edges[(3 * bands + band) * 8 + g] = R[17];       // above it
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float r = t == 0 ? R[4 * i + 1] : t == 1 ? R[4 * i + 2] : t == 2 ? R[4 * i + 3] : R[4 * i + 4];
-    const int p = 4 * i + t, n = band * TILE + 8 * p + g;
-    if (p > 0 && p < 15 && n < length) dh[n] = r;
-  }
-}
-
-// What a warp knows of one part's parameters: Σ ds · z of the three taps, Σ ds,
-// and the ds at the first two positions, which see no bias before the start.
-struct Sums { float tap[3] = {}, all = 0, first[2] = {}; };
-
-// A warp's share of 1024 positions of one sequence, in 4 strips of 256.
-template <bool VEC> __device__ __forceinline__ void strips(const bf16 *row, int from, int rows, int length, uint4 (&v)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = rows ? gather<VEC>(row, from + 256 * i + 8 * (int)(threadIdx.x & 31), length) : make_uint4(0, 0, 0, 0);
-}
-
-// dz of one sequence of one part from ds in shared memory, and the sums. z: its
-// first 1024 elements as strips has them.
-template <bool VEC> __device__ __forceinline__ void lengthen(const bf16 *ds, const bf16 *row, uint4 (&z)[4], bf16 *dz, const Taps &c, Sums &sum, int length) {
-  const int lane = threadIdx.x & 31;
-  uint32_t carry = 0;
-  for (int from = 0; from < padded(length); from += 1024) {
-    if (from > 0) strips<VEC>(row, from, 1, length, z);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int n = from + 256 * i + 8 * lane;
-      float x[10], g[10], out[8];
-      window(z[i], carry, x);
-      if (n >= length) continue;
-      const uint4 d = *reinterpret_cast<const uint4 *>(ds + n);
-      const uint32_t v[5] = {d.x, d.y, d.z, d.w, n + 8 < padded(length) ? *reinterpret_cast<const uint32_t *>(ds + n + 8) : 0};
-#pragma unroll
-      for (int j = 0; j < 5; j++) g[2 * j] = low(v[j]), g[2 * j + 1] = high(v[j]);
-#pragma unroll
-      for (int j = 0; j < 8; j++) {
-        out[j] = c.w[2] * g[j] + c.w[1] * g[j + 1] + c.w[0] * g[j + 2];
-        sum.tap[0] += g[j] * x[j], sum.tap[1] += g[j] * x[j + 1], sum.tap[2] += g[j] * x[j + 2];
-        sum.all += g[j];
-      }
-      if (n == 0) sum.first[0] += g[0], sum.first[1] += g[1];
-      scatter<VEC>(dz, n, length, packed(out));
-    }
   }
 }
 
