@@ -23,9 +23,9 @@
 //   backward: 64 · stride + 8 · copy + 128 · tiles    (L = 1024: 75,520)
 // with tiles = ⌈L / 128⌉, stride = 128 · tiles + 8, copy = 128 · tiles + 32.
 // An H100 (227 KB a block) takes L ≤ 4352 forward and L ≤ 3072 backward, an A100
-// (163 KB) 3200 and 2176. Work grows as
-// L². *_aligned want L and ld to be multiples of 8 and 16-byte aligned rows; *_any
-// take all. Outputs must not overlap inputs: z and dy are read twice.
+// (163 KB) 3200 and 2176. Work grows as L². *_aligned want L and ld to be multiples
+// of 8 and 16-byte aligned rows; *_any take all. Outputs must not overlap inputs: z
+// and dy are read twice.
 #include "shortconv_tensor.cuh"
 #include "toeplitz.cuh"
 
