@@ -1,0 +1,141 @@
+//go:build integration
+
+package pipelines
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/schemas/tokenizer"
+)
+
+// jobService is the address of a Beam runner's job service, from the
+// environment: .ci/run starts one.
+func jobService(t *testing.T) string {
+	t.Helper()
+	addr := os.Getenv("SCAVENGE_BEAM")
+	if addr == "" {
+		t.Fatal("SCAVENGE_BEAM is not set: host:port of a Beam job service")
+	}
+	return addr
+}
+
+// build makes a command's binary, which is also what a worker runs.
+func build(t *testing.T, command string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), filepath.Base(command))
+	if out, err := exec.Command("go", "build", "-o", path, command).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
+// Over the portable protocol, with a job server in another process, the token
+// set is the same to the byte as with the runner in this process, and a DoFn's
+// error still reaches the user as one line.
+func TestTokenizeOverAJobServerGivesTheSameBytes(t *testing.T) {
+	portable := []string{"--runner", "universal", "--endpoint", jobService(t), "--environment_type", "LOOPBACK"}
+	command, dir := build(t, "./tokenize"), t.TempDir()
+	var lines bytes.Buffer
+	for i := range 3000 {
+		fmt.Fprintf(&lines, "{\"text\": \"Document %d says that %d is not %d, and then it says a little more.\"}\n", i, i*i, i+1)
+	}
+	input := filepath.Join(dir, "input.jsonl")
+	if err := os.WriteFile(input, lines.Bytes(), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	tok, err := tokenizer.Train(func(yield func(string) bool) { yield(lines.String()) }, tokenizer.TrainOptions{Vocab: 400})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.Save(filepath.Join(dir, "tokenizer.json")); err != nil {
+		t.Fatal(err)
+	}
+	run := func(output string, more ...string) string {
+		args := append([]string{"--input", input, "--tokenizer", filepath.Join(dir, "tokenizer.json"), "--seq-len", "32", "--validation", "0.1",
+			"--shard-bytes", "40000", "--output", filepath.Join(dir, output)}, more...)
+		out, err := exec.Command(command, args...).CombinedOutput()
+		if err != nil {
+			return strings.TrimSpace(string(out))
+		}
+		return ""
+	}
+	if out := run("here"); out != "" {
+		t.Fatal(out)
+	}
+	if out := run("there", portable...); out != "" {
+		t.Fatal(out)
+	}
+	here, err := filepath.Glob(filepath.Join(dir, "here", "*"))
+	if err != nil || len(here) < 5 {
+		t.Fatalf("%v, %v", here, err)
+	}
+	for _, path := range here {
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(dir, "there", filepath.Base(path)))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s differs: %v", filepath.Base(path), err)
+		}
+	}
+
+	broken := append(bytes.Clone(lines.Bytes()), "{\"text\": \"cut sho\n"...)
+	if err := os.WriteFile(input, broken, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	out := run("broken", portable...)
+	last := out[strings.LastIndexByte(out, '\n')+1:]
+	if !strings.Contains(last, "input.jsonl") || !strings.Contains(last, "line") {
+		t.Errorf("a broken line gave %q", last)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "broken", "manifest.json")); err == nil {
+		t.Error("a manifest was written for broken input")
+	}
+}
+
+// Over the portable protocol the teacher's activations are those of the runner
+// in this process, from two workers, and a DoFn's error is still one line.
+func TestTeachOverAJobServer(t *testing.T) {
+	command := build(t, "./teach")
+	o := teachInputs(t, 20)
+	o.Epochs, o.Partitions, o.Workers = 2, 2, 2
+	b, err := infra.StartBroker(infra.BrokerOptions{Dir: o.Data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	run := func(more ...string) (string, error) {
+		args := append([]string{"--dataset", o.Dataset, "--teacher", o.Teacher, "--topic", o.Topic, "--dtype", o.DType, "--seed", fmt.Sprint(o.Seed), "--epochs", "2",
+			"--partitions", "2", "--workers", "2", "--brokers", b.Addr(), "--runner", "universal", "--endpoint", jobService(t), "--environment_type", "LOOPBACK"}, more...)
+		out, err := exec.Command(command, args...).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := run("--seed", "9"); err == nil || !strings.Contains(out, "another --seed") {
+		t.Errorf("another seed over the same topics: %v\n%s", err, out)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for p := range 2 {
+		want, got := order(t, o, p), taught(t, o, p)
+		if len(got) != len(want) {
+			t.Fatalf("partition %d has %d records, want %d", p, len(got), len(want))
+		}
+		for i, r := range got {
+			if r.SequenceID != want[i] {
+				t.Fatalf("partition %d: record %d is sequence %d, want %d", p, i, r.SequenceID, want[i])
+			}
+		}
+	}
+}
