@@ -32,6 +32,10 @@ const (
 	DefaultBrokerData = "runs/broker"
 )
 
+// prismAtOnce is how many bundles Prism works on at a time. Workers beyond it
+// would begin when others have ended, and a trainer wait for them in vain.
+const prismAtOnce = 8
+
 // TeachOptions says what Teach sends where. Zero values of Epochs, Partitions,
 // Workers, Batch, Device, DType, Patience and Data stand for their defaults.
 type TeachOptions struct {
@@ -155,6 +159,9 @@ func (o TeachOptions) Validate() error {
 	o.setDefaults()
 	if o.Workers < 1 || o.Workers > o.Partitions {
 		return fmt.Errorf("--workers %d: want 1 to --partitions %d, as each worker writes partitions of its own", o.Workers, o.Partitions)
+	}
+	if o.Workers > prismAtOnce && o.Runner.Name != "universal" {
+		return fmt.Errorf("--workers %d: the runner in this process has %d at work at once: take fewer, or another --runner", o.Workers, prismAtOnce)
 	}
 	if p := gpu.Precision(o.Precision); p != gpu.Float32 && p != gpu.BFloat16 {
 		return fmt.Errorf("--precision %q: want %s or %s", o.Precision, gpu.Float32, gpu.BFloat16)

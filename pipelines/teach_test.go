@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -220,6 +221,50 @@ func TestInterruptedTeachGoesOn(t *testing.T) {
 	}
 }
 
+// slowEngine's models take a while and note how many of them are at work.
+type slowEngine struct{ gpu.Engine }
+
+type anyModel = gpu.Model // under another name, as a Model has a method Model
+
+type slowModel struct {
+	anyModel
+	config checkpoint.Config
+}
+
+var atWork, mostAtWork atomic.Int64
+
+func (slowEngine) Open(m *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
+	return &slowModel{config: m.Config}, nil
+}
+func (slowEngine) Close() error { return nil }
+func (*slowModel) Close() error { return nil }
+
+func (m *slowModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
+	n := atWork.Add(1)
+	defer atWork.Add(-1)
+	for most := mostAtWork.Load(); n > most && !mostAtWork.CompareAndSwap(most, n); most = mostAtWork.Load() {
+	}
+	time.Sleep(20 * time.Millisecond)
+	var out [][]float32
+	for range layers {
+		out = append(out, make([]float32, len(b.Tokens)*m.config.Dim))
+	}
+	return out, nil
+}
+
+// A trainer reads all partitions in turn, so all workers have to be at work.
+func TestTeachWorkersRunSideBySide(t *testing.T) {
+	gpu.Register("slow", func(string) (gpu.Engine, error) { return slowEngine{}, nil })
+	o := teachInputs(t, 320)
+	o.Device, o.Partitions, o.Workers, o.Batch = "slow", prismAtOnce, prismAtOnce, 2
+	if err := Teach(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if n := mostAtWork.Load(); n != prismAtOnce {
+		t.Errorf("at most %d workers were at work at once, want %d", n, prismAtOnce)
+	}
+}
+
 func TestTeachRefusesWhatDoesNotFit(t *testing.T) {
 	good := teachInputs(t, 4)
 	student := filepath.Join(t.TempDir(), "student")
@@ -251,6 +296,7 @@ func TestTeachRefusesWhatDoesNotFit(t *testing.T) {
 		"--precision":                  func(o *TeachOptions) { o.Precision = "float8" },
 		"layers 0 to 1":                func(o *TeachOptions) { o.Layers = []int{0, 2} },
 		"--workers 2":                  func(o *TeachOptions) { o.Workers = 2 },
+		"has 8 at work at once":        func(o *TeachOptions) { o.Workers, o.Partitions = 9, 9 },
 		"--epochs -1":                  func(o *TeachOptions) { o.Epochs = -1 },
 		"no such device":               func(o *TeachOptions) { o.Device = "abacus" },
 		"not host:port":                func(o *TeachOptions) { o.Brokers = []string{"localhost"} },

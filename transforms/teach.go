@@ -36,17 +36,17 @@ type Lesson struct {
 	Workers int
 }
 
-// Teach adds the transform to a pipeline: one element a worker, which teaches
-// the whole of its partitions inside one DoFn. A worker walks the canonical
-// order across all its partitions, so that a trainer that reads them in that
-// order never waits for one partition behind another.
+// Teach adds the transform to a pipeline: a branch of its own for each worker,
+// which teaches the whole of its partitions inside one DoFn. A worker walks the
+// canonical order across all its partitions, and runners start all branches at
+// once where they would put several elements of one collection in a row: so a
+// trainer, which reads in that order, never waits for one partition behind
+// another.
 func Teach(s beam.Scope, launch LaunchID, l Lesson) {
 	s = s.Scope("Teach")
-	workers := make([]int, l.Workers)
-	for w := range workers {
-		workers[w] = w
+	for w := range l.Workers {
+		beam.ParDo0(s.Scope(fmt.Sprint("worker ", w)), &teachFn{l, launch}, beam.Create(s, w))
 	}
-	beam.ParDo0(s, &teachFn{l, launch}, beam.Reshuffle(s, beam.CreateList(s, workers)))
 }
 
 func init() { register.DoFn2x1[context.Context, int, error](&teachFn{}) }
