@@ -111,13 +111,21 @@ func (p *pass) hyenaBackward(k *block, name string) {
 	b, d := p.b, p.config.Dim
 	p.weightGradient(name+"out_proj.weight", b.dxc, d, 0, k.y, d, b.ld)
 	p.product(product{m: d, n: b.n, k: d, a: p.operand(name + "out_proj.weight"), ta: true, lda: d, b: b.dxc, tb: true, ldb: d, d: b.dy, ldd: b.ld, in: p.element, out: p.element})
-	c := convolution(b.points)
-	p.kernel(fmt.Sprintf("longconv_backward_%d", b.points), [3]int{d, b.parts, 1}, [2]int{c.threads, 1}, c.shared,
-		k.u, k.q, k.spectrum, p.at(name+"filter.bias"), b.dy, b.dq, b.du, b.dh, b.dbeta, b.rows, b.length, b.ld, b.ldf, p.roots, p.halves)
+	short, shortBias, in := name+"short_filter.weight", name+"short_filter.bias", name+"in_proj.bias"
+	if b.tensor {
+		t := toeplitzOf(b.length)
+		p.launch("hyena_tensor_backward"+t.variant, [3]int{b.parts, d, 1}, [2]int{128, 1}, t.backward, k.z, p.at(in), p.at(short), p.at(shortBias),
+			k.taps, p.decays, p.step(), p.at(name+"filter.bias"), b.dy, b.dz, b.dh, b.dbeta, b.shorts, b.rows, b.length, b.ld, b.ldf)
+		p.launch("hyena_tensor_short_gradient", [3]int{ceil(3*d, 128), 1, 1}, [2]int{128, 1}, 0, b.shorts, p.gradient(short), p.gradient(shortBias), p.gradient(in), b.parts, 3*d)
+	} else {
+		c := convolution(b.points)
+		p.kernel(fmt.Sprintf("longconv_backward_%d", b.points), [3]int{d, b.parts, 1}, [2]int{c.threads, 1}, c.shared,
+			k.u, k.q, k.spectrum, p.at(name+"filter.bias"), b.dy, b.dq, b.du, b.dh, b.dbeta, b.rows, b.length, b.ld, b.ldf, p.roots, p.halves)
+		p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, p.at(in), p.at(short), p.at(shortBias),
+			b.dq, b.du, b.dz, p.gradient(short), p.gradient(shortBias), p.gradient(in), d, b.n, b.ld, b.length)
+	}
 	p.each("reduce_slices", d, b.dbeta, p.gradient(name+"filter.bias"), ptr(0), b.parts, int64(d), d)
 	p.filterBackward(k, name+"filter.")
-	p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, p.at(name+"in_proj.bias"), p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"),
-		b.dq, b.du, b.dz, p.gradient(name+"short_filter.weight"), p.gradient(name+"short_filter.bias"), p.gradient(name+"in_proj.bias"), d, b.n, b.ld, b.length)
 	p.weightGradient(name+"in_proj.weight", b.dz, 3*d, b.ld, k.h1, d, 0)
 	p.inputGradient(b.dh1, b.dz, 3*d, b.ld, name+"in_proj.weight", d)
 }
@@ -161,10 +169,10 @@ func (p *pass) attentionBackward(k *block, name string) {
 	p.weightGradient(name+"dense.weight", b.dxc, d, 0, k.o, d, 0)
 	p.inputGradient(b.do, b.dxc, d, 0, name+"dense.weight", d)
 	p.kernel("attention_delta", [3]int{ceil(b.n*heads, 8), 1, 1}, [2]int{256, 1}, 0, k.o, b.do, b.delta, b.n, b.length, heads, d/heads)
-	t := tile(d / heads)
-	grid := [3]int{ceil(b.length, t.n), heads, b.rows}
-	p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), grid, [2]int{256, 1}, t.bytes(4, 2), k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
-	p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), grid, [2]int{256, 1}, t.bytes(4, 1), k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
+	t := attentionTiles(d/heads, p.element)
+	grid, block := [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}
+	p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), grid, block, t.kv, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
+	p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), grid, block, t.q, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
 	p.rotate(b.dqkv, -1)
 	p.biasGradient(b.dqkv, 3*d, name+"query_key_value.bias", "")
 	p.weightGradient(name+"query_key_value.weight", b.dqkv, 3*d, 0, k.h1, d, 0)

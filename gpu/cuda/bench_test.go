@@ -19,6 +19,8 @@ import (
 // of 60 × 1024 in bf16, inputs on the device:
 //
 //	go test -tags cuda -run '^$' -bench . -benchtime 20x ./gpu/cuda
+//
+// A step is a captured graph from the second on, as in training.
 
 func pythia() checkpoint.Config {
 	return checkpoint.Config{Architecture: checkpoint.GPTNeoX, Vocab: 50304, Dim: 512, Hidden: 2048, Layers: 6, Context: 1024, Eps: 1e-5,
@@ -50,7 +52,7 @@ func randomModel(c checkpoint.Config) *checkpoint.Model {
 	return m
 }
 
-// median times b.N runs of f on the device's stream after a few to warm up.
+// median reports the median of b.N runs of f on the device's stream after a few to warm up.
 func median(b *testing.B, q *queue, f func()) {
 	for range 3 {
 		f()
@@ -138,7 +140,7 @@ func benchStep(b *testing.B, c checkpoint.Config, s gpu.Step) {
 			return err
 		}
 		p.load(s)
-		median(b, p.queue, func() { p.compute(s, nil, true) })
+		median(b, p.queue, func() { p.replay(s, nil, true) })
 		return p.done()
 	})
 }
@@ -183,15 +185,16 @@ func BenchmarkCrossEntropyTeacher(b *testing.B) {
 	benchStep(b, c, gpu.Step{Batch: zipf(c, 60, 1024), Objective: gpu.CrossEntropy, Rate: 1e-4})
 }
 
-// BenchmarkGatedConvolution is q ⊙ (h ∗ (k ⊙ v) + β ⊙ (k ⊙ v)) and its
-// gradients at (60, 512, L), with u = k ⊙ v given.
-func BenchmarkGatedConvolution(b *testing.B) {
-	for _, length := range []int{1024, 4096} {
+// BenchmarkTransforms is q ⊙ (h ∗ u + β ⊙ u) and its gradients at (60, 512, L)
+// by longconv.cu, which sequences too long for longconv_tensor.cu take.
+func BenchmarkTransforms(b *testing.B) {
+	for _, length := range []int{1024, 4096, 8192} {
 		c := pythia().Student(checkpoint.DefaultHyena(), length)
 		c.Layers = 1
 		for _, backward := range []bool{false, true} {
 			b.Run(fmt.Sprintf("L=%d/backward=%v", length, backward), func(b *testing.B) {
 				bench(b, c, true, func(e *engine, m *model) error {
+					e.transforms = true
 					batch := zipf(c, 60, length)
 					s := gpu.Step{Batch: batch, Objective: gpu.JointMSE, Targets: targets(c, batch, 0), Rate: 1e-4}
 					p, err := m.pass(m.plan(s))

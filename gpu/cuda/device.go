@@ -16,6 +16,10 @@ import (
 	"github.com/scavenge/scavenge/gpu/kernels"
 )
 
+// sharedPerBlock is CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: what
+// a block can have once allowShared has asked for it.
+const sharedPerBlock cu.DeviceAttribute = 97
+
 // ptr is an address in device memory.
 type ptr = cu.DevicePtr
 
@@ -25,9 +29,10 @@ type device struct {
 	ordinal   int
 	dev       cu.Device
 	name      string
+	shared    int // bytes of shared memory that a block can have
 	stream    cu.Stream
 	module    cu.Module
-	functions map[string]cu.Function
+	functions map[string]kernel
 	blas      *blas
 	roots     ptr // exp(−2πi·k/8192), 8192 complex
 	halves    ptr // exp(iπ·k/16384), 8192 complex
@@ -47,7 +52,7 @@ func openDevice(ordinal string) (*device, error) {
 	if i < 0 || i >= n {
 		return nil, fmt.Errorf("device cuda:%d: %w (this machine has %d GPUs)", i, gpu.ErrDevice, n)
 	}
-	d := &device{ordinal: i, functions: map[string]cu.Function{}}
+	d := &device{ordinal: i, functions: map[string]kernel{}}
 	if err := d.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("device cuda:%d: %w", i, err), d.close())
 	}
@@ -60,6 +65,9 @@ func (d *device) open() error {
 		return err
 	}
 	if d.name, err = d.dev.Name(); err != nil {
+		return err
+	}
+	if d.shared, err = d.dev.Attribute(sharedPerBlock); err != nil {
 		return err
 	}
 	ctx, err := d.dev.RetainPrimaryCtx()
@@ -116,22 +124,30 @@ func (d *device) close() error {
 	return errors.Join(errs...)
 }
 
+// kernel is a function and the shared memory that it may be launched with.
+type kernel struct {
+	cu.Function
+	shared int
+}
+
 // function finds a kernel, and lets it use the shared memory it wants.
 func (d *device) function(name string, shared int) (cu.Function, error) {
-	if f, ok := d.functions[name]; ok {
-		return f, nil
-	}
-	f, err := d.module.Function(name)
-	if err != nil {
-		return f, fmt.Errorf("kernel %s: %w", name, err)
-	}
-	if shared > 48<<10 {
-		if err := allowShared(f, shared); err != nil {
-			return f, fmt.Errorf("kernel %s: %d bytes of %w", name, shared, err)
+	k, ok := d.functions[name]
+	if !ok {
+		f, err := d.module.Function(name)
+		if err != nil {
+			return f, fmt.Errorf("kernel %s: %w", name, err)
 		}
+		k = kernel{f, 48 << 10}
 	}
-	d.functions[name] = f
-	return f, nil
+	if shared > k.shared {
+		if err := allowShared(k.Function, shared); err != nil {
+			return k.Function, fmt.Errorf("kernel %s: %d bytes of %w", name, shared, err)
+		}
+		k.shared = shared
+	}
+	d.functions[name] = k
+	return k.Function, nil
 }
 
 // alloc reserves device memory; what says what for.

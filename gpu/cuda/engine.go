@@ -28,6 +28,9 @@ type engine struct {
 	calls  chan func()
 	done   chan struct{}
 	models map[*model]bool
+	// transforms makes bf16 convolve by transforms at every length, as it does
+	// where longconv_tensor.cu's tiles do not fit in shared memory.
+	transforms bool
 }
 
 func open(ordinal string) (*engine, error) {
@@ -122,6 +125,9 @@ func (e *engine) Open(src *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
 	}
 	if c.Architecture == checkpoint.GPTNeoX && c.Dim/c.Attention.Heads > 128 {
 		return nil, fmt.Errorf("cuda: open: heads of %d dimensions: this engine's attention takes up to 128", c.Dim/c.Attention.Heads)
+	}
+	if c.Architecture == checkpoint.GPTNeoX && o.Precision == gpu.BFloat16 && c.Dim/c.Attention.Heads%8 != 0 {
+		return nil, fmt.Errorf("cuda: open: heads of %d dimensions: in bf16 this engine's attention wants a multiple of 8", c.Dim/c.Attention.Heads)
 	}
 	m := &model{engine: e, config: c, options: o, element: float32s, graphs: map[kind]*captured{}}
 	if o.Precision == gpu.BFloat16 {

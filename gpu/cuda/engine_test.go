@@ -27,4 +27,12 @@ func fourier(tol enginetest.Tolerances) enginetest.Tolerances {
 
 func TestEngineInFloat32(t *testing.T) { enginetest.Run(t, opener(t), fourier(enginetest.Float32())) }
 
+func TestEngineInBFloat16ByTransforms(t *testing.T) {
+	enginetest.Run(t, func() gpu.Engine {
+		e := opener(t)().(*engine)
+		e.transforms = true
+		return e
+	}, fourier(enginetest.BFloat16()))
+}
+
 func TestEngineInBFloat16(t *testing.T) { enginetest.Run(t, opener(t), fourier(enginetest.BFloat16())) }

@@ -74,15 +74,22 @@ func (p *pass) hyena(k *block, name string) {
 	b, d := p.b, p.config.Dim
 	// z = W h1ᵀ; its bias is added by the short convolution
 	p.product(product{m: 3 * d, n: b.n, k: d, a: p.operand(name + "in_proj.weight"), lda: d, b: k.h1, tb: true, ldb: d, d: k.z, ldd: b.ld, in: p.element, out: p.element})
+	p.filter(k, name+"filter.")
+	if b.tensor {
+		t := toeplitzOf(b.length)
+		p.launch("hyena_tensor_forward"+t.variant, [3]int{ceil(b.rows, toeplitzRows), d, 1}, [2]int{128, 1}, t.forward, k.z, p.at(name+"in_proj.bias"),
+			p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"), k.taps, p.decays, p.step(), p.at(name+"filter.bias"), k.y, b.rows, b.length, b.ld, b.ldf)
+		return
+	}
 	p.kernel("shortconv_forward", [3]int{ceil(b.ld, 2048), d, 1}, [2]int{256, 1}, 0, k.z, p.at(name+"in_proj.bias"),
 		p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"), k.q, k.u, d, b.n, b.ld, b.length)
-	p.filter(k, name+"filter.")
 	c := convolution(b.points)
 	p.kernel(fmt.Sprintf("longconv_forward_%d", b.points), [3]int{d, min(ceil(b.rows, c.groups), max(1, 2048/d)), 1}, [2]int{c.threads, 1}, c.shared,
 		k.u, k.q, k.spectrum, p.at(name+"filter.bias"), k.y, b.rows, b.length, b.ld, p.roots, p.halves)
 }
 
-// filter is the implicit filter over the sequence's length, as its transform.
+// filter is the implicit filter over the sequence's length: its transform, or
+// its taps without the window.
 func (p *pass) filter(k *block, name string) {
 	b, l, w := p.b, p.b.length, p.config.Hyena.Width
 	first := name + "mlp.0.weight"
@@ -96,6 +103,10 @@ func (p *pass) filter(k *block, name string) {
 	}
 	d := p.config.Dim
 	p.product(product{m: d, n: l, k: w, a: p.wide(k.ffn, first, name+"mlp.3.weight"), lda: w, b: x, tb: true, ldb: w, d: k.f, ldd: b.ldf, in: float64s, out: float64s})
+	if b.tensor {
+		p.each("narrow", d*b.ldf, k.f, k.taps, int64(d)*int64(b.ldf))
+		return
+	}
 	c := convolution(b.points)
 	p.launch(fmt.Sprintf("filter_spectrum_%d", b.points), [3]int{d, 1, 1}, [2]int{b.points / 16, 1}, c.shared/c.groups,
 		k.f, p.decays, k.spectrum, l, b.ldf, p.step(), p.roots, p.halves)
@@ -115,8 +126,8 @@ func (p *pass) attention(k *block, name string) {
 	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
 	p.linear(k.qkv, k.h1, name+"query_key_value.weight", name+"query_key_value.bias", d, 3*d)
 	p.rotate(k.qkv, 1)
-	t := tile(d / heads)
-	p.kernel(fmt.Sprintf("attention_forward_%d", t.dims), [3]int{ceil(b.length, t.n), heads, b.rows}, [2]int{256, 1}, t.bytes(3, 1),
+	t := attentionTiles(d/heads, p.element)
+	p.kernel(fmt.Sprintf("attention_forward_%d", t.dims), [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}, t.forward,
 		k.qkv, k.o, k.lse, b.length, d/heads, scale(d/heads))
 }
 

@@ -25,24 +25,57 @@ func convolution(points int) grouping {
 	return grouping{g, t * g, g * (points + points/16) * 8}
 }
 
-// tiling is how attention.cu cuts sequences for one head dimension.
-type tiling struct{ dims, n int }
+// toeplitz is how longconv_tensor.cu works on sequences of one length: shared
+// memory of its two passes in bytes, and which variant of its kernels.
+type toeplitz struct {
+	forward, backward int
+	variant           string
+}
 
-func tile(d int) tiling {
-	t := tiling{16, 64}
-	for t.dims < d {
-		t.dims *= 2
-	}
-	if t.dims > 64 {
-		t.n = 32
+func toeplitzOf(length int) toeplitz {
+	tiles := ceil(length, 128)
+	stride, line := 128*tiles+8, 128*tiles+32
+	t := toeplitz{48*stride + 4*line, 64*stride + 8*line + 128*tiles, "_any"}
+	if length%8 == 0 {
+		t.variant = "_aligned"
 	}
 	return t
 }
 
-// bytes of shared memory for tiles of positions × dimensions and of
-// positions × positions.
-func (t tiling) bytes(tiles, squares int) int {
-	return 4 * (tiles*t.n*(t.dims+1) + squares*t.n*(t.n+1))
+// toeplitzRows is how many sequences one of its blocks works on.
+const toeplitzRows = 8
+
+// tiling is how attention.cu (float32) and attention_tensor.cu (bf16) cut
+// sequences for one head dimension.
+type tiling struct {
+	dims           int // the head dimension filled up
+	rows, threads  int // of the tile that a block sums
+	forward, kv, q int // bytes of shared memory
+}
+
+func attentionTiles(d int, e element) tiling {
+	t := tiling{dims: 16}
+	for t.dims < d {
+		t.dims *= 2
+	}
+	if e == bf16s {
+		cols := 64
+		if t.dims > 64 {
+			cols = 32
+		}
+		t.rows, t.threads = 64, 128
+		line := 2 * (t.dims + 8)
+		t.forward, t.q = (64+4*cols)*line, (128+4*cols)*line
+		t.kv = t.q + 16*cols
+		return t
+	}
+	t.rows, t.threads = 64, 256
+	if t.dims > 64 {
+		t.rows = 32
+	}
+	tile, square := 4*t.rows*(t.dims+1), 4*t.rows*(t.rows+1)
+	t.forward, t.kv, t.q = 3*tile+square, 4*tile+2*square, 4*tile+square
+	return t
 }
 
 // scale is 1/√d of a head's dimension.

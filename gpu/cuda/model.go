@@ -38,6 +38,7 @@ func (m *model) call(f func() error) error {
 
 // pass prepares a call.
 func (m *model) pass(j job) (*pass, error) {
+	j.tensor = m.element == bf16s && !m.engine.transforms && toeplitzOf(j.length).backward <= m.engine.device.shared
 	b, err := m.prepare(j)
 	if err != nil {
 		return nil, err
@@ -125,7 +126,7 @@ func (m *model) Score(b gpu.Batch) (scores []float32, err error) {
 		for row := 0; row < p.b.n; row += p.b.chunk {
 			rows := min(p.b.chunk, p.b.n-row)
 			p.logits(p.b.logits, row, rows)
-			p.kernel("cross_entropy", [3]int{rows, 1, 1}, [2]int{1024, 1}, 0, p.b.logits, p.b.tokens, p.b.nll, row, b.Length, m.config.Vocab, p.b.ldv, float32(-1))
+			p.kernel("cross_entropy", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, p.b.logits, p.b.tokens, p.b.nll, row, b.Length, m.config.Vocab, p.b.ldv, float32(-1))
 		}
 		nll := make([]float32, len(b.Tokens))
 		get(p.queue, nll, p.b.nll)

@@ -56,6 +56,7 @@ func (p *pass) replay(s gpu.Step, teacher *pass, move bool) (terms int) {
 		terms = p.compute(s, teacher, move)
 		if len(p.graphs) >= maxGraphs {
 			p.note(p.forget())
+			clear(p.graphs)
 		}
 		if p.err == nil {
 			p.graphs[k] = &captured{terms: terms}
@@ -84,14 +85,14 @@ func (q *queue) note(err error) {
 	}
 }
 
-// forget destroys the model's graphs.
+// forget destroys the model's graphs. The kinds of step stay known.
 func (m *model) forget() error {
 	var errs []error
-	for k, c := range m.graphs {
+	for _, c := range m.graphs {
 		if c.graph != nil {
 			errs = append(errs, c.graph.destroy())
+			c.graph = nil
 		}
-		delete(m.graphs, k)
 	}
 	return errors.Join(errs...)
 }

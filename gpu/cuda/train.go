@@ -178,10 +178,10 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 			if p.err == nil {
 				p.err = teacher.err
 			}
-			p.kernel("soft_targets", [3]int{rows, 1, 1}, [2]int{1024, 1}, 0, b.logits, b.teacher, b.tokens, b.nll, b.kl, row, b.length, vocab, b.ldv,
+			p.kernel("soft_targets", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, b.logits, b.teacher, b.tokens, b.nll, b.kl, row, b.length, vocab, b.ldv,
 				float32(s.Temperature), float32(hard), float32(soft))
 		} else {
-			p.kernel("cross_entropy", [3]int{rows, 1, 1}, [2]int{1024, 1}, 0, b.logits, b.tokens, b.nll, row, b.length, vocab, b.ldv, float32(hard))
+			p.kernel("cross_entropy", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, b.logits, b.tokens, b.nll, row, b.length, vocab, b.ldv, float32(hard))
 		}
 		beta := float32(1)
 		if row == 0 {

@@ -49,6 +49,7 @@ type job struct {
 	embed        bool // the token embedding is differentiated
 	head         bool // final norm and logits
 	soft         bool // a teacher's logits beside
+	tensor       bool // the convolution by longconv_tensor.cu instead of transforms
 	targets      []gpu.Target
 }
 
@@ -60,11 +61,13 @@ type block struct {
 	mean, rstd ptr // float32 [N]
 	a, g       ptr // MLP before and after GELU [N, Hidden]
 	// student, channel-major
-	z, q, u, y ptr    // [3D, ld], [D, ld] each
-	ffn        ptr    // the filter's FFN weights in float64
-	pre, act   [3]ptr // its hidden layers, float64 [L, W]
-	f          ptr    // its output, the filter without its window, float64 [D, ldf]
-	spectrum   ptr    // complex [D, points]
+	z, y     ptr    // [3D, ld], [D, ld]
+	q, u     ptr    // float32 [D, ld]
+	ffn      ptr    // the filter's FFN weights in float64
+	pre, act [3]ptr // its hidden layers, float64 [L, W]
+	f        ptr    // its output, the filter without its window, float64 [D, ldf]
+	spectrum ptr    // complex [D, points]
+	taps     ptr    // f in float32
 	// teacher
 	qkv, o, lse ptr // [N, 3D], [N, D], float32 [B, heads, L]
 }
@@ -90,7 +93,7 @@ type buffers struct {
 	dx, dxc              ptr   // gradient of the residual stream, and in the operands' type
 	dg, dh1, dh2         ptr
 	dy, dq, du, dz       ptr
-	dh, dbeta            ptr
+	dh, dbeta, shorts    ptr // slices of the batch, float32
 	df, dact, dffn       ptr // float64
 	dqkv, do, delta      ptr
 	order, start         ptr
@@ -113,12 +116,17 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		k.a = l.take(es * N * int64(c.Hidden))
 		k.g = l.take(es * N * int64(c.Hidden))
 		if c.Architecture == checkpoint.HyenaNeoX {
-			k.z, k.q, k.u, k.y = l.take(es*3*D*ld), l.take(es*D*ld), l.take(es*D*ld), l.take(es*D*ld)
+			k.z, k.y = l.take(es*3*D*ld), l.take(es*D*ld)
 			k.ffn = l.take(8 * ffn)
 			for i := range k.pre {
 				k.pre[i], k.act[i] = l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*int64(j.length*c.Hyena.Width))
 			}
-			k.f, k.spectrum = l.take(8*D*int64(b.ldf)), l.take(8*D*int64(b.points))
+			k.f = l.take(8 * D * int64(b.ldf))
+			if j.tensor {
+				k.taps = l.take(4 * D * int64(b.ldf))
+			} else {
+				k.q, k.u, k.spectrum = l.take(4*D*ld), l.take(4*D*ld), l.take(8*D*int64(b.points))
+			}
 		} else {
 			k.qkv, k.o, k.lse = l.take(es*3*N*D), l.take(es*N*D), l.take(4*N*int64(c.Attention.Heads))
 		}
@@ -167,8 +175,14 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	b.dg = l.take(es * N * int64(c.Hidden))
 	b.dh1, b.dh2 = l.take(es*N*D), l.take(es*N*D)
 	if c.Architecture == checkpoint.HyenaNeoX {
-		b.parts = min(ceil(j.rows, 4), max(1, 1024/c.Dim))
-		b.dy, b.dq, b.du, b.dz = l.take(es*D*ld), l.take(es*D*ld), l.take(es*D*ld), l.take(es*3*D*ld)
+		b.dy, b.dz = l.take(es*D*ld), l.take(es*3*D*ld)
+		if j.tensor {
+			b.parts = ceil(j.rows, toeplitzRows)
+			b.shorts = l.take(4 * int64(b.parts) * 15 * D)
+		} else {
+			b.parts = min(ceil(j.rows, 4), max(1, 1024/c.Dim))
+			b.dq, b.du = l.take(4*D*ld), l.take(4*D*ld)
+		}
 		b.dh, b.dbeta = l.take(4*int64(b.parts)*D*int64(b.ldf)), l.take(4*int64(b.parts)*D)
 		b.df, b.dact, b.dffn = l.take(8*D*int64(b.ldf)), l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*ffn)
 	} else {

@@ -77,8 +77,9 @@ func (s suite) slope(t *testing.T, e gpu.Engine, m *checkpoint.Model, st gpu.Ste
 	}
 }
 
-// nearGradients compares each tensor, but for those that are zero but for
-// rounding, which are measured against a thousandth of the largest.
+// nearGradients compares each tensor. The suite's random models are 16 wide,
+// which averages little rounding out: they are allowed twice the error. What is
+// zero but for rounding is measured against a thousandth of the largest.
 func (s suite) nearGradients(t *testing.T, what string, got, want map[string][]float32) {
 	t.Helper()
 	norm := func(v []float32) float64 {
@@ -97,8 +98,8 @@ func (s suite) nearGradients(t *testing.T, what string, got, want map[string][]f
 		for i := range w {
 			d[i] = got[name][i] - w[i]
 		}
-		if e, size := norm(d), max(norm(w), 1e-3*largest); !(e <= s.tol.Gradient*size) {
-			t.Errorf("%s: %s: off by %.3g of %.3g, at most %g of it is allowed", what, name, e, size, s.tol.Gradient)
+		if e, size := norm(d), max(norm(w), 1e-3*largest); !(e <= 2*s.tol.Gradient*size) {
+			t.Errorf("%s: %s: off by %.3g of %.3g, at most %g of it is allowed", what, name, e, size, 2*s.tol.Gradient)
 		}
 	}
 }

@@ -11,6 +11,8 @@
 // major); o, do: [B·L, heads, d]; lse, Δ: [B, heads, L] float32. The backward
 // pass computes P again, once by columns for dk and dv and once by rows for dq,
 // so that every sum has one owner and no atomics are needed.
+//
+// The tiles' arithmetic here is plain float32; bf16 has attention_tensor.cu.
 #include "common.cuh"
 
 // Rotates q and k in place by sign · position; sign is −1 to take a gradient
@@ -256,20 +258,18 @@ __device__ void attention_backward_q(const T *qkv, const T *dO, const float *lse
   }
 }
 
-#define ATTENTION_OF(D, T)                                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256) attention_forward_##D##_##T(const T *qkv, T *o, float *lse, int length, int d, float scale) {           \
-    attention_forward<T, D>(qkv, o, lse, length, d, scale);                                                                                               \
+#define ATTENTION(D)                                                                                                                                \
+  extern "C" __global__ void __launch_bounds__(256) attention_forward_##D##_float32(const float *qkv, float *o, float *lse, int length, int d, float scale) {           \
+    attention_forward<float, D>(qkv, o, lse, length, d, scale);                                                                                               \
   }                                                                                                                                                       \
   extern "C" __global__ void __launch_bounds__(256)                                                                                                       \
-      attention_backward_kv_##D##_##T(const T *qkv, const T *dO, const float *lse, const float *delta, T *dqkv, int length, int d, float scale) {          \
-    attention_backward_kv<T, D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                             \
+      attention_backward_kv_##D##_float32(const float *qkv, const float *dO, const float *lse, const float *delta, float *dqkv, int length, int d, float scale) {          \
+    attention_backward_kv<float, D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                             \
   }                                                                                                                                                       \
   extern "C" __global__ void __launch_bounds__(256)                                                                                                       \
-      attention_backward_q_##D##_##T(const T *qkv, const T *dO, const float *lse, const float *delta, T *dqkv, int length, int d, float scale) {           \
-    attention_backward_q<T, D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                              \
+      attention_backward_q_##D##_float32(const float *qkv, const float *dO, const float *lse, const float *delta, float *dqkv, int length, int d, float scale) {           \
+    attention_backward_q<float, D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                              \
   }
-#define ATTENTION(D) ATTENTION_OF(D, float32) ATTENTION_OF(D, bf16)
-typedef float float32;
 ATTENTION(16)
 ATTENTION(32)
 ATTENTION(64)

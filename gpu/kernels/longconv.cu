@@ -7,7 +7,7 @@
 //   du[m] = Σ_{n≥m} d[n] · h[n − m] + β · d[m]
 //   dh[j] = Σ_b Σ_n d[n] · u[n − j],   dβ = Σ_b Σ_n d[n] · u[n]
 //
-// Channel-major: u, q, y, dy, dq, du: [D, ld] of T, column b·L + n is position
+// Channel-major: u, q, dq, du: [D, ld] float32, y, dy: [D, ld] of T, column b·L + n is position
 // n of sequence b. A transform of P ≥ L points covers one channel of one
 // sequence; see fft.cuh for why P need not be 2L. H: [D, P] complex, the
 // filter's transform over P. A block works for one channel on GROUPS sequences
@@ -45,7 +45,7 @@ __device__ void filter_spectrum(const double *f, const float *decay, float2 *H, 
 
 // Grid (D, slices of the batch).
 template <class T, int P>
-__device__ void longconv_forward(const T *u, const T *q, const float2 *H, const float *beta, T *y, int batch, int length, int ld, const float2 *roots, const float2 *halves) {
+__device__ void longconv_forward(const float *u, const float *q, const float2 *H, const float *beta, T *y, int batch, int length, int ld, const float2 *roots, const float2 *halves) {
   using C = LongConv<P>;
   extern __shared__ float2 shared[];
   const int t = threadIdx.x % C::T, g = threadIdx.x / C::T, c = blockIdx.x;
@@ -61,7 +61,7 @@ __device__ void longconv_forward(const T *u, const T *q, const float2 *H, const 
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
-      x[e] = mine && n < length ? load(u[at + n]) : 0.0f;
+      x[e] = mine && n < length ? u[at + n] : 0.0f;
       const float2 w = fft::twist<P>(wt, e);
       v[e] = make_float2(x[e] * w.x, x[e] * w.y);
     }
@@ -76,7 +76,7 @@ __device__ void longconv_forward(const T *u, const T *q, const float2 *H, const 
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
       const float2 w = fft::twist<P>(wt, e);
-      if (mine && n < length) y[at + n] = store<T>(load(q[at + n]) * (w.x * v[e].x - w.y * v[e].y + b * x[e]));
+      if (mine && n < length) y[at + n] = store<T>(q[at + n] * (w.x * v[e].x - w.y * v[e].y + b * x[e]));
     }
   }
 }
@@ -84,7 +84,7 @@ __device__ void longconv_forward(const T *u, const T *q, const float2 *H, const 
 // dh: [slices, D, ldh] float32, dbeta: [slices, D], both a slice's own sum,
 // added up by filter_gradient and reduce_slices. Grid (D, slices).
 template <class T, int P>
-__device__ void longconv_backward(const T *u, const T *q, const float2 *H, const float *beta, const T *dy, T *dq, T *du, float *dh, float *dbeta,
+__device__ void longconv_backward(const float *u, const float *q, const float2 *H, const float *beta, const T *dy, float *dq, float *du, float *dh, float *dbeta,
                                   int batch, int length, int ld, int ldh, const float2 *roots, const float2 *halves) {
   using C = LongConv<P>;
   extern __shared__ float2 shared[];
@@ -106,7 +106,7 @@ __device__ void longconv_backward(const T *u, const T *q, const float2 *H, const
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
-      x[e] = mine && n < length ? load(u[at + n]) : 0.0f;
+      x[e] = mine && n < length ? u[at + n] : 0.0f;
       const float2 w = fft::twist<P>(wt, e);
       U[e] = make_float2(x[e] * w.x, x[e] * w.y);
     }
@@ -125,8 +125,8 @@ __device__ void longconv_backward(const T *u, const T *q, const float2 *H, const
       float d = 0;
       if (mine && n < length) {
         const float g = load(dy[at + n]);
-        dq[at + n] = store<T>(g * cn);
-        d = g * load(q[at + n]);
+        dq[at + n] = g * cn;
+        d = g * q[at + n];
       }
       db += d * x[e];
       x[e] = d;
@@ -145,7 +145,7 @@ __device__ void longconv_backward(const T *u, const T *q, const float2 *H, const
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
       const float2 w = fft::twist<P>(wt, e);
-      if (mine && n < length) du[at + n] = store<T>(w.x * v[e].x - w.y * v[e].y + b * x[e]);
+      if (mine && n < length) du[at + n] = w.x * v[e].x - w.y * v[e].y + b * x[e];
     }
   }
   db = block_sum(db, scratch);
@@ -188,11 +188,11 @@ extern "C" __global__ void filter_gradient(const float *dh, const float *decay, 
 
 #define LONGCONV_OF(P, T)                                                                                                                     \
   extern "C" __global__ void __launch_bounds__(LongConv<P>::THREADS, LongConv<P>::FORWARD)                                                    \
-      longconv_forward_##P##_##T(const T *u, const T *q, const float2 *H, const float *beta, T *y, int batch, int length, int ld, const float2 *roots, const float2 *halves) { \
+      longconv_forward_##P##_##T(const float *u, const float *q, const float2 *H, const float *beta, T *y, int batch, int length, int ld, const float2 *roots, const float2 *halves) { \
     longconv_forward<T, P>(u, q, H, beta, y, batch, length, ld, roots, halves);                                                               \
   }                                                                                                                                           \
   extern "C" __global__ void __launch_bounds__(LongConv<P>::THREADS, LongConv<P>::BACKWARD)                                                   \
-      longconv_backward_##P##_##T(const T *u, const T *q, const float2 *H, const float *beta, const T *dy, T *dq, T *du, float *dh, float *dbeta, \
+      longconv_backward_##P##_##T(const float *u, const float *q, const float2 *H, const float *beta, const T *dy, float *dq, float *du, float *dh, float *dbeta, \
                                   int batch, int length, int ld, int ldh, const float2 *roots, const float2 *halves) {                         \
     longconv_backward<T, P>(u, q, H, beta, dy, dq, du, dh, dbeta, batch, length, ld, ldh, roots, halves);                                      \
   }

@@ -7,7 +7,7 @@
 //   dz_c[n] = Σ_j w_c[j] · ds_c[n + 2 − j]  (0 past the sequence's end)
 //   dw_c[j] = Σ_{b,n} ds_c[n] · ẑ_c[n − 2 + j],  dbs_c = Σ ds_c,  dbin_c = Σ dz_c
 //
-// Channel-major: z, dz: [3D, ld] of T, q, u, dq, du: [D, ld]; column b·L + n is
+// Channel-major: z, dz: [3D, ld] of T, q, u, dq, du: [D, ld] float32; column b·L + n is
 // position n of sequence b; ld is a multiple of 8, at least cols = B·L. k and v
 // are computed again in the backward pass rather than stored.
 #include "common.cuh"
@@ -33,7 +33,7 @@ __device__ __forceinline__ float tap3(const float *v, const float (&w)[3], float
 
 // Grid (ld/8/blockDim, D): a thread has 8 columns of one channel.
 template <class T>
-__device__ void shortconv_forward(const T *z, const float *bin, const float *w, const float *bs, T *q, T *u, int dim, int cols, int ld, int length) {
+__device__ void shortconv_forward(const T *z, const float *bin, const float *w, const float *bs, float *q, float *u, int dim, int cols, int ld, int length) {
   const int i = 8 * (blockIdx.x * blockDim.x + threadIdx.x), d = blockIdx.y;
   if (i >= cols) return;
   float s[3][8];
@@ -56,7 +56,7 @@ __device__ void shortconv_forward(const T *z, const float *bin, const float *w, 
   store8(u + (size_t)d * ld + i, s[1]);
 }
 EXPORT(shortconv_forward, 256,
-       (const T *z, const float *bin, const float *w, const float *bs, T *q, T *u, int dim, int cols, int ld, int length),
+       (const T *z, const float *bin, const float *w, const float *bs, float *q, float *u, int dim, int cols, int ld, int length),
        (z, bin, w, bs, q, u, dim, cols, ld, length))
 
 // Ten values i … i+9 of a row; 0 past cols.
@@ -107,7 +107,7 @@ __device__ __forceinline__ void shortconv_channel(const float (&ds)[10], const f
 }
 
 template <class T>
-__device__ void shortconv_backward(const T *z, const float *bin, const float *w, const float *bs, const T *dq, const T *du, T *dz,
+__device__ void shortconv_backward(const T *z, const float *bin, const float *w, const float *bs, const float *dq, const float *du, T *dz,
                                    float *dw, float *dbs, float *dbin, int dim, int cols, int ld, int length) {
   __shared__ float scratch[32];
   const int d = blockIdx.x;
@@ -156,5 +156,5 @@ __device__ void shortconv_backward(const T *z, const float *bin, const float *w,
   }
 }
 EXPORT(shortconv_backward, 256,
-       (const T *z, const float *bin, const float *w, const float *bs, const T *dq, const T *du, T *dz, float *dw, float *dbs, float *dbin, int dim, int cols, int ld, int length),
+       (const T *z, const float *bin, const float *w, const float *bs, const float *dq, const float *du, T *dz, float *dw, float *dbs, float *dbin, int dim, int cols, int ld, int length),
        (z, bin, w, bs, dq, du, dz, dw, dbs, dbin, dim, cols, ld, length))
