@@ -35,27 +35,27 @@ func (p *pass) inputGradient(dx, dy ptr, out, ld int, w string, in int) {
 	p.product(g)
 }
 
-// sums adds up the slices of column sums in b.partial, cols of them from column
+// sums adds up the slices of column sums in p.partial, cols of them from column
 // at of rows of stride, into one or two gradients.
 func (p *pass) sums(at, cols, stride int, name, name2 string) {
 	var second ptr
 	if name2 != "" {
 		second = p.gradient(name2)
 	}
-	p.each("reduce_slices", cols, p.b.partial+ptr(4*at), p.gradient(name), second, slices, int64(stride), cols)
+	p.each("reduce_slices", cols, p.partial+ptr(4*at), p.gradient(name), second, slices, int64(stride), cols)
 }
 
 // biasGradient is the column sums of dy [N, cols] into one or two biases'
 // gradients.
 func (p *pass) biasGradient(dy ptr, cols int, name, name2 string) {
-	p.kernel("column_sum", [3]int{ceil(cols, 32), slices, 1}, columns, 0, dy, p.b.partial, p.b.n, cols)
+	p.kernel("column_sum", [3]int{ceil(cols, 32), slices, 1}, columns, 0, dy, p.partial, p.b.n, cols)
 	p.sums(0, cols, cols, name, name2)
 }
 
 // normParameters leaves the gradients of one or two norms of x.
 func (p *pass) normParameters(x, mean, rstd ptr, dy1, dy2 ptr, name1, name2 string) {
 	d := p.config.Dim
-	p.kernel("layernorm_parameters", [3]int{ceil(d, 32), slices, 1}, columns, 0, x, mean, rstd, dy1, dy2, p.b.partial, p.b.n, d)
+	p.kernel("layernorm_parameters", [3]int{ceil(d, 32), slices, 1}, columns, 0, x, mean, rstd, dy1, dy2, p.partial, p.b.n, d)
 	p.sums(0, d, 4*d, name1+"weight", "")
 	p.sums(d, d, 4*d, name1+"bias", "")
 	if name2 != "" {
@@ -78,7 +78,7 @@ func (p *pass) blockBackward(i int, below bool) {
 
 	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dxc, d, 0, k.g, hidden, 0)
 	p.inputGradient(b.dg, b.dxc, d, 0, name+"mlp.dense_4h_to_h.weight", hidden)
-	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), slices, 1}, columns, 0, k.a, b.dg, b.partial, b.n, hidden)
+	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), slices, 1}, columns, 0, k.a, b.dg, p.partial, b.n, hidden)
 	p.sums(0, hidden, hidden, name+"mlp.dense_h_to_4h.bias", "")
 	p.weightGradient(name+"mlp.dense_h_to_4h.weight", b.dg, hidden, 0, k.h2, d, 0)
 	p.inputGradient(b.dh2, b.dg, hidden, 0, name+"mlp.dense_h_to_4h.weight", d)
@@ -111,6 +111,7 @@ func (p *pass) hyenaBackward(k *block, name string) {
 	b, d := p.b, p.config.Dim
 	p.weightGradient(name+"out_proj.weight", b.dxc, d, 0, k.y, d, b.ld)
 	p.product(product{m: d, n: b.n, k: d, a: p.operand(name + "out_proj.weight"), ta: true, lda: d, b: b.dxc, tb: true, ldb: d, d: b.dy, ldd: b.ld, in: p.element, out: p.element})
+	p.await(eventFilterGradient) // the filter above has read b.dh
 	short, shortBias, in := name+"short_filter.weight", name+"short_filter.bias", name+"in_proj.bias"
 	if b.tensor {
 		t := toeplitzOf(b.length)
@@ -124,8 +125,12 @@ func (p *pass) hyenaBackward(k *block, name string) {
 		p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, p.at(in), p.at(short), p.at(shortBias),
 			b.dq, b.du, b.dz, p.gradient(short), p.gradient(shortBias), p.gradient(in), d, b.n, b.ld, b.length)
 	}
-	p.each("reduce_slices", d, b.dbeta, p.gradient(name+"filter.bias"), ptr(0), b.parts, int64(d), d)
-	p.filterBackward(k, name+"filter.")
+	side := p.beside()
+	side.after(p.queue, eventStart)
+	side.each("reduce_slices", d, b.dbeta, p.gradient(name+"filter.bias"), ptr(0), b.parts, int64(d), d)
+	side.filterBackward(k, name+"filter.")
+	side.mark(eventFilterGradient)
+	p.note(side.err)
 	p.weightGradient(name+"in_proj.weight", b.dz, 3*d, b.ld, k.h1, d, 0)
 	p.inputGradient(b.dh1, b.dz, 3*d, b.ld, name+"in_proj.weight", d)
 }
@@ -144,8 +149,8 @@ func (p *pass) filterBackward(k *block, name string) {
 		if i == len(k.pre)-1 {
 			topmost = 1
 		}
-		p.launch("sine_backward", [3]int{ceil(w, 32), filterSlices, 1}, columns, 0, b.dact, k.pre[i], p.at(name+"freq"), b.partial, l, w)
-		p.each("sine_parameters", w, b.partial, p.gradient(name+"freq"), p.wide(b.dffn, first, layer+"bias"), filterSlices, w, topmost)
+		p.launch("sine_backward", [3]int{ceil(w, 32), filterSlices, 1}, columns, 0, b.dact, k.pre[i], p.at(name+"freq"), p.partial, l, w)
+		p.each("sine_parameters", w, p.partial, p.gradient(name+"freq"), p.wide(b.dffn, first, layer+"bias"), filterSlices, w, topmost)
 		x, in := p.features, p.config.Hyena.Features
 		if i > 0 {
 			x, in = k.act[i-1], w

@@ -146,11 +146,12 @@ type shape struct {
 	in, out                element
 }
 
-// blas is a cuBLASLt handle, its workspace and the plans made so far.
+// blas is a cuBLASLt handle, a workspace for each stream and the plans made so
+// far.
 type blas struct {
-	handle    unsafe.Pointer
-	workspace ptr
-	plans     map[shape]*C.lt_plan
+	handle     unsafe.Pointer
+	workspaces [2]ptr
+	plans      map[shape]*C.lt_plan
 }
 
 // openLibrary finds cuBLASLt: $SCAVENGE_CUBLASLT, the loader's path, a toolkit,
@@ -188,11 +189,15 @@ func newBlas(d *device) (*blas, error) {
 		return nil, fmt.Errorf("cublasLtCreate: status %d", int(e))
 	}
 	var err error
-	b.workspace, err = d.alloc(workspaceBytes, "matrix products' workspace")
+	for i := range b.workspaces {
+		if err == nil {
+			b.workspaces[i], err = d.alloc(workspaceBytes, "matrix products' workspace")
+		}
+	}
 	return b, err
 }
 
-func (b *blas) run(p product, stream cu.Stream) error {
+func (b *blas) run(p product, stream cu.Stream, side bool) error {
 	key := shape{p.m, p.n, p.k, p.lda, p.ldb, p.ldd, p.ta, p.tb, p.bias != 0, p.in, p.out}
 	plan := b.plans[key]
 	if plan == nil {
@@ -210,7 +215,7 @@ func (b *blas) run(p product, stream cu.Stream) error {
 		c = p.d
 	}
 	if e := C.lt_run(b.handle, plan, C.uintptr_t(p.b), C.uintptr_t(p.a), C.uintptr_t(c), C.uintptr_t(p.d), C.uintptr_t(p.bias), C.float(p.beta),
-		C.uintptr_t(b.workspace), workspaceBytes, handle(stream)); e != 0 {
+		C.uintptr_t(b.workspaces[flag(side)]), workspaceBytes, handle(stream)); e != 0 {
 		return fmt.Errorf("matrix product %+v: cuBLASLt status %d", key, int(e))
 	}
 	return nil

@@ -23,14 +23,16 @@ const sharedPerBlock cu.DeviceAttribute = 97
 // ptr is an address in device memory.
 type ptr = cu.DevicePtr
 
-// device is one GPU: its primary context, one stream for everything, the
-// kernels and cuBLASLt. Its methods run on the engine's thread only.
+// device is one GPU: its primary context, two streams, the kernels and cuBLASLt.
+// Its methods run on the engine's thread only.
 type device struct {
 	ordinal   int
 	dev       cu.Device
 	name      string
-	shared    int // bytes of shared memory that a block can have
-	stream    cu.Stream
+	shared    int       // bytes of shared memory that a block can have
+	stream    cu.Stream // all work but
+	side      cu.Stream // what runs beside it: the filters' small kernels
+	events    []cu.Event
 	module    cu.Module
 	functions map[string]kernel
 	blas      *blas
@@ -80,6 +82,9 @@ func (d *device) open() error {
 	if d.stream, err = cu.MakeStream(cu.NonBlocking); err != nil {
 		return fmt.Errorf("stream: %w", err)
 	}
+	if d.side, err = cu.MakeStream(cu.NonBlocking); err != nil {
+		return fmt.Errorf("stream: %w", err)
+	}
 	if d.module, err = cu.LoadData(kernels.Fatbin); err != nil {
 		return fmt.Errorf("kernels: %w (built for another GPU?)", err)
 	}
@@ -108,13 +113,23 @@ func (d *device) close() error {
 		note(d.free(p))
 	}
 	if d.blas != nil {
-		note(d.free(&d.blas.workspace))
+		for i := range d.blas.workspaces {
+			note(d.free(&d.blas.workspaces[i]))
+		}
 		note(d.blas.close())
 		d.blas = nil
 	}
 	if d.module != (cu.Module{}) {
 		note(d.module.Unload())
 		d.module = cu.Module{}
+	}
+	for i := range d.events {
+		note(cu.DestroyEvent(&d.events[i]))
+	}
+	d.events = nil
+	if d.side != (cu.Stream{}) {
+		note(d.side.Destroy())
+		d.side = cu.Stream{}
 	}
 	if d.stream != (cu.Stream{}) {
 		note(d.stream.Destroy())
@@ -184,12 +199,63 @@ func upload[T any](d *device, v []T, what string) (ptr, error) {
 	return p, cu.MemcpyHtoD(p, unsafe.Pointer(&v[0]), n)
 }
 
-// queue issues work on the device's stream. The first error sticks and what
-// follows is not issued, so that a model reads like its equations; done
+// event is the device's i-th event; each has one use in a call.
+func (d *device) event(i int) (cu.Event, error) {
+	for len(d.events) <= i {
+		e, err := cu.MakeEvent(cu.DisableTiming)
+		if err != nil {
+			return e, fmt.Errorf("event: %w", err)
+		}
+		d.events = append(d.events, e)
+	}
+	return d.events[i], nil
+}
+
+// queue issues work on one of the device's streams. The first error sticks and
+// what follows is not issued, so that a model reads like its equations; done
 // returns it.
 type queue struct {
 	*device
-	err error
+	beside bool // on the side stream
+	err    error
+}
+
+func (q *queue) on() cu.Stream {
+	if q.beside {
+		return q.side
+	}
+	return q.stream
+}
+
+// mark names what the queue was given so far as event i.
+func (q *queue) mark(i int) {
+	if q.err != nil {
+		return
+	}
+	e, err := q.event(i)
+	if err == nil {
+		err = e.Record(q.on())
+	}
+	q.note(err)
+}
+
+// await has what the queue is given from now on wait for event i.
+func (q *queue) await(i int) {
+	if q.err != nil {
+		return
+	}
+	e, err := q.event(i)
+	if err == nil {
+		err = q.on().Wait(e, 0)
+	}
+	q.note(err)
+}
+
+// after has what q is given from now on wait for what other was given so far.
+func (q *queue) after(other *queue, i int) {
+	q.note(other.err)
+	other.mark(i)
+	q.await(i)
 }
 
 // launch runs a kernel over a grid. Arguments are ptr, int, int64, float32 or
@@ -223,7 +289,7 @@ func (q *queue) launch(name string, grid [3]int, block [2]int, shared int, args 
 		}
 		pointers[i] = unsafe.Pointer(&slots[i])
 	}
-	if err := f.Launch(grid[0], grid[1], grid[2], block[0], block[1], 1, shared, q.stream, pointers); err != nil {
+	if err := f.Launch(grid[0], grid[1], grid[2], block[0], block[1], 1, shared, q.on(), pointers); err != nil {
 		q.err = fmt.Errorf("kernel %s: %w", name, err)
 	}
 	runtime.KeepAlive(slots)
@@ -236,13 +302,13 @@ func (q *queue) each(name string, n int, args ...any) {
 
 func (q *queue) product(p product) {
 	if q.err == nil {
-		q.err = q.blas.run(p, q.stream)
+		q.err = q.blas.run(p, q.on(), q.beside)
 	}
 }
 
 func (q *queue) zero(p ptr, bytes int64) {
 	if q.err == nil && bytes > 0 {
-		q.err = cu.MemsetD8Async(p, 0, bytes, q.stream)
+		q.err = cu.MemsetD8Async(p, 0, bytes, q.on())
 	}
 }
 

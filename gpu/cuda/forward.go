@@ -13,8 +13,23 @@ import (
 type pass struct {
 	*queue
 	*model
-	b *buffers
+	b       *buffers
+	partial ptr // slices of sums
 }
+
+// beside is the pass on the side stream.
+func (p *pass) beside() *pass {
+	s := *p
+	s.queue, s.partial = &queue{device: p.queue.device, beside: true, err: p.err}, p.b.sidePartial
+	return &s
+}
+
+// The events of a call: those of filters are theirs by layer.
+const (
+	eventStart = iota
+	eventFilterGradient
+	eventFilter
+)
 
 // kernel launches the variant of a kernel for the stored activations' type.
 func (p *pass) kernel(name string, grid [3]int, block [2]int, shared int, args ...any) {
@@ -58,7 +73,7 @@ func (p *pass) block(i int) {
 	d, hidden := p.config.Dim, p.config.Hidden
 	p.norm(k.x, name+"input_layernorm.", name+"post_attention_layernorm.", k.h1, k.h2, k.mean, k.rstd)
 	if p.config.Architecture == checkpoint.HyenaNeoX {
-		p.hyena(k, name+"hyena.")
+		p.hyena(k, name+"hyena.", i)
 		p.residual(k.next, k.x, k.y, name+"hyena.out_proj.weight", name+"hyena.out_proj.bias", d, p.b.ld)
 	} else {
 		p.attention(k, name+"attention.")
@@ -70,11 +85,11 @@ func (p *pass) block(i int) {
 }
 
 // hyena is y = q ⊙ (h ∗ u + β ⊙ u) of the norm's output, channel-major.
-func (p *pass) hyena(k *block, name string) {
+func (p *pass) hyena(k *block, name string, layer int) {
 	b, d := p.b, p.config.Dim
 	// z = W h1ᵀ; its bias is added by the short convolution
 	p.product(product{m: 3 * d, n: b.n, k: d, a: p.operand(name + "in_proj.weight"), lda: d, b: k.h1, tb: true, ldb: d, d: k.z, ldd: b.ld, in: p.element, out: p.element})
-	p.filter(k, name+"filter.")
+	p.await(eventFilter + layer)
 	if b.tensor {
 		t := toeplitzOf(b.length)
 		p.launch("hyena_tensor_forward"+t.variant, [3]int{ceil(b.rows, toeplitzRows), d, 1}, [2]int{128, 1}, t.forward, k.z, p.at(name+"in_proj.bias"),
@@ -143,7 +158,16 @@ func (p *pass) rotate(qkv ptr, sign float32) {
 // forward computes layers 0 … top of the tokens in b.tokens; after, where there
 // is one, sees the residual stream after each.
 func (p *pass) forward(after func(layer int, x ptr)) {
+	side := p.beside()
+	side.after(p.queue, eventStart)
 	p.embed(p.b.blocks[0].x)
+	if p.config.Architecture == checkpoint.HyenaNeoX { // all filters, beside the blocks
+		for i := range p.b.blocks {
+			side.filter(&p.b.blocks[i], checkpoint.Block(i)+"hyena.filter.")
+			side.mark(eventFilter + i)
+		}
+		p.note(side.err)
+	}
 	for i := range p.b.blocks {
 		p.block(i)
 		if after != nil {

@@ -43,7 +43,7 @@ func (m *model) pass(j job) (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pass{queue: &queue{device: m.engine.device}, model: m, b: b}, nil
+	return &pass{queue: &queue{device: m.engine.device}, model: m, b: b, partial: b.partial}, nil
 }
 
 // evaluate computes layers 0 … top of a batch; head makes room for logits.

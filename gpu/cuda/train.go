@@ -128,6 +128,9 @@ func (p *pass) backward(s gpu.Step, teacher *pass) (terms int) {
 	if b.head {
 		terms = p.head(s, teacher)
 	}
+	if p.config.Architecture == checkpoint.HyenaNeoX {
+		p.mark(eventFilterGradient) // there is none above the topmost block
+	}
 	next := len(b.targets) - 1
 	for i := b.top; i >= b.from; i-- {
 		if next >= 0 && b.targets[next].Layer == i {
@@ -138,6 +141,9 @@ func (p *pass) backward(s gpu.Step, teacher *pass) (terms int) {
 	}
 	if b.embed {
 		p.embedBackward()
+	}
+	if p.config.Architecture == checkpoint.HyenaNeoX {
+		p.await(eventFilterGradient)
 	}
 	return terms
 }
@@ -151,8 +157,8 @@ func (p *pass) mse(i, term int) {
 	if layer < b.top {
 		add = 1
 	}
-	p.kernel("mse", [3]int{sumBlocks, 1, 1}, [2]int{256, 1}, 0, b.blocks[layer].next, b.target[i], b.scales[i], b.dx, p.narrow(), b.partial, n, p.config.Dim, encodings[t.Type], add)
-	p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, b.partial, int64(sumBlocks), 1/float64(n), b.losses+ptr(8*term))
+	p.kernel("mse", [3]int{sumBlocks, 1, 1}, [2]int{256, 1}, 0, b.blocks[layer].next, b.target[i], b.scales[i], b.dx, p.narrow(), p.partial, n, p.config.Dim, encodings[t.Type], add)
+	p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, p.partial, int64(sumBlocks), 1/float64(n), b.losses+ptr(8*term))
 }
 
 // head is the output embedding and the losses on logits, chunk by chunk, then
@@ -171,18 +177,7 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 	for row := 0; row < b.n; row += b.chunk {
 		rows := min(b.chunk, b.n-row)
 		at := ptr(p.element.size() * int64(row) * int64(d))
-		p.logits(b.logits, row, rows)
-		if b.soft {
-			// the teacher's queue is another one on the same stream
-			teacher.logits(b.teacher, row, rows)
-			if p.err == nil {
-				p.err = teacher.err
-			}
-			p.kernel("soft_targets", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, b.logits, b.teacher, b.tokens, b.nll, b.kl, row, b.length, vocab, b.ldv,
-				float32(s.Temperature), float32(hard), float32(soft))
-		} else {
-			p.kernel("cross_entropy", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, b.logits, b.tokens, b.nll, row, b.length, vocab, b.ldv, float32(hard))
-		}
+		p.terms(s, teacher, row, rows, hard, soft)
 		beta := float32(1)
 		if row == 0 {
 			beta = 0
@@ -200,4 +195,20 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 	p.normParameters(x, b.fmean, b.frstd, dhf, 0, finalNorm, "")
 	p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, x, b.fmean, b.frstd, p.at(finalNorm+"weight"), ptr(0), dhf, ptr(0), ptr(0), b.dx, p.narrow(), b.n, d)
 	return terms
+}
+
+// terms leaves the losses of a chunk of positions, and their logits' gradients
+// in place of the logits.
+func (p *pass) terms(s gpu.Step, teacher *pass, row, rows int, hard, soft float64) {
+	b := p.b
+	p.logits(b.logits, row, rows)
+	if !b.soft {
+		p.kernel("cross_entropy", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, b.logits, b.tokens, b.nll, row, b.length, p.config.Vocab, b.ldv, float32(hard))
+		return
+	}
+	// the teacher's queue is another one on the same stream
+	teacher.logits(b.teacher, row, rows)
+	p.note(teacher.err)
+	p.kernel("soft_targets", [3]int{rows, 1, 1}, [2]int{512, 1}, 0, b.logits, b.teacher, b.tokens, b.nll, b.kl, row, b.length, p.config.Vocab, b.ldv,
+		float32(s.Temperature), float32(hard), float32(soft))
 }

@@ -90,6 +90,7 @@ type buffers struct {
 	losses               ptr   // float64, one a term
 	target, scales       []ptr // one a target
 	partial              ptr   // slices of column sums, float32
+	sidePartial          ptr   // the filters' own, float64
 	dx, dxc              ptr   // gradient of the residual stream, and in the operands' type
 	dg, dh1, dh2         ptr
 	dy, dq, du, dz       ptr
@@ -117,16 +118,14 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		k.g = l.take(es * N * int64(c.Hidden))
 		if c.Architecture == checkpoint.HyenaNeoX {
 			k.z, k.y = l.take(es*3*D*ld), l.take(es*D*ld)
+			if !j.tensor {
+				k.q, k.u = l.take(4*D*ld), l.take(4*D*ld)
+			}
 			k.ffn = l.take(8 * ffn)
 			for i := range k.pre {
 				k.pre[i], k.act[i] = l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*int64(j.length*c.Hyena.Width))
 			}
 			k.f = l.take(8 * D * int64(b.ldf))
-			if j.tensor {
-				k.taps = l.take(4 * D * int64(b.ldf))
-			} else {
-				k.q, k.u, k.spectrum = l.take(4*D*ld), l.take(4*D*ld), l.take(8*D*int64(b.points))
-			}
 		} else {
 			k.qkv, k.o, k.lse = l.take(es*3*N*D), l.take(es*N*D), l.take(4*N*int64(c.Attention.Heads))
 		}
@@ -143,6 +142,13 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 			k = newBlock()
 			k.x, k.next = x, l.take(4*N*D)
 			x = k.next
+		}
+		if c.Architecture == checkpoint.HyenaNeoX { // all filters are made before the first is used
+			if j.tensor {
+				k.taps = l.take(4 * D * int64(b.ldf))
+			} else {
+				k.spectrum = l.take(8 * D * int64(b.points))
+			}
 		}
 		b.blocks = append(b.blocks, k)
 	}
@@ -166,7 +172,8 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	for _, t := range j.targets {
 		b.target, b.scales = append(b.target, l.take(int64(t.Type.Size())*N*D)), append(b.scales, l.take(4*N))
 	}
-	b.partial = l.take(4 * max(slices*4*D, slices*int64(c.Hidden), slices*3*D, sumBlocks, 2*filterSlices*2*int64(c.Hyena.Width)))
+	b.partial = l.take(4 * max(slices*4*D, slices*int64(c.Hidden), slices*3*D, sumBlocks))
+	b.sidePartial = l.take(8 * filterSlices * 2 * int64(c.Hyena.Width))
 	b.dx = l.take(4 * N * D)
 	b.dxc = b.dx
 	if e == bf16s {
