@@ -132,7 +132,7 @@ func (b *Bar) Done() {
 func (b *Bar) line(now time.Time, end string) {
 	share := ""
 	if b.total > 0 {
-		share = fmt.Sprintf(" %3d%%", 100*b.done/b.total)
+		share = fmt.Sprintf(" %3d%%", min(100, 100*b.done/b.total)) // a total may be an estimate
 	}
 	fmt.Fprintf(b.out, "%s:%s %s%s\n", b.stage, share, b.detail(now), end)
 }

@@ -1,0 +1,48 @@
+package transforms
+
+import (
+	"context"
+	"errors"
+	"math"
+)
+
+// errEnough ends the reading of a piece of which no more is wanted.
+var errEnough = errors.New("enough")
+
+// Documents yields the documents of the text files that match globs, in the
+// order that a token set has them, until about limit bytes of text were
+// yielded or yield says stop. One document at a time is in memory.
+func Documents(ctx context.Context, globs []string, limit int64, yield func(text string) bool) error {
+	groups, err := Plan(globs, math.MaxInt64)
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		for _, p := range g.Pieces {
+			_, err := p.read(ctx, &yielding{limit: &limit, yield: yield})
+			if errors.Is(err, errEnough) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// yielding hands documents on.
+type yielding struct {
+	limit *int64 // bytes still wanted
+	yield func(text string) bool
+}
+
+func (y *yielding) document(text []byte) error {
+	*y.limit -= int64(len(text))
+	if !y.yield(string(text)) || *y.limit <= 0 {
+		return errEnough
+	}
+	return nil
+}
+
+func (y *yielding) read(int64) {}
