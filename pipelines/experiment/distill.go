@@ -15,13 +15,17 @@ import (
 )
 
 // distill streams the teacher's activations through Kafka and trains a student
-// on them as they come, so many steps a layer. The embedded broker's log is
-// removed when the student is there.
+// on them as they come, so many steps a layer; or it runs the teacher beside
+// the student. The embedded broker's log is removed when the student is there.
 func (x *experiment) distill(ctx context.Context, name string, steps int64) error {
 	o := trainers.DistillOptions{Run: x.training(name, steps), Teacher: x.teacher, Topic: folder(name),
 		StudentOptions: trainers.StudentOptions{Init: trainers.InitEmbeddings, Context: x.Context, Width: x.Width, Bands: x.Features}}
 	if whole, err := finished(o.Dir); err != nil || whole {
 		return errors.Join(err, errAlready)
+	}
+	if x.Source == trainers.FromInline {
+		o.Source = trainers.FromInline
+		return done(trainers.Distill(ctx, o))
 	}
 	if len(x.Brokers) > 0 {
 		return x.stream(ctx, o, x.Brokers)
@@ -48,7 +52,7 @@ func (x *experiment) stream(ctx context.Context, o trainers.DistillOptions, brok
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() error {
 		return pipelines.Teach(ctx, pipelines.TeachOptions{Dataset: x.dataset, Teacher: x.teacher, Brokers: brokers, Topic: o.Topic,
-			Sequences: o.Steps * int64(x.Batch), Batch: x.Batch, Device: x.Device, Seed: x.Seed, Stage: "teach for " + o.Stage})
+			Sequences: o.Steps * int64(x.Batch), Batch: x.Batch, Device: x.Device, Precision: x.Precision, Seed: x.Seed, Stage: "teach for " + o.Stage})
 	})
 	both.Go(func() error {
 		_, err := trainers.Distill(ctx, o)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/pipelines"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/durable"
@@ -196,7 +197,7 @@ func (x *experiment) teacherOptions() trainers.PretrainOptions {
 
 // training holds what all trainings share.
 func (x *experiment) training(name string, steps int64) trainers.Run {
-	return trainers.Run{Dataset: x.dataset, Dir: x.path(folder(name)), Device: x.Device, Seed: x.Seed, Batch: x.Batch,
+	return trainers.Run{Dataset: x.dataset, Dir: x.path(folder(name)), Device: x.Device, Precision: gpu.Precision(x.Precision), Seed: x.Seed, Batch: x.Batch,
 		Rate: trainers.Rate{Peak: x.Rate}, Steps: steps, Stage: name}
 }
 

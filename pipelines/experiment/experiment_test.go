@@ -18,6 +18,7 @@ import (
 	"github.com/scavenge/scavenge/pipelines"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/report"
+	"github.com/scavenge/scavenge/trainers"
 )
 
 // corpus writes documents of English-like sentences, the same each time.
@@ -124,6 +125,35 @@ func TestExperimentPrintsTheTableAndRunsNothingTwice(t *testing.T) {
 	}
 }
 
+// With the teacher beside the student, the same records give the same student
+// as those that went through Kafka.
+func TestExperimentInlineTrainsTheSameStudents(t *testing.T) {
+	input, streamed, inline := corpus(t), filepath.Join(t.TempDir(), "streamed"), filepath.Join(t.TempDir(), "inline")
+	if err := run(context.Background(), micro(t, input, streamed), &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	var p plan
+	if err := readJSON(filepath.Join(streamed, "plan.json"), &p); err != nil {
+		t.Fatal(err)
+	}
+	p.Source = trainers.FromInline
+	if err := os.MkdirAll(inline, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeJSON(filepath.Join(inline, "plan.json"), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(context.Background(), micro(t, input, inline, "--source", "inline"), &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	got := weights(t, inline)
+	for name, want := range weights(t, streamed) {
+		if got[name] != want {
+			t.Errorf("%s differs", name)
+		}
+	}
+}
+
 // Stopped in the middle of any stage and started again, the experiment ends in
 // the same weights as one that was not.
 func TestExperimentStoppedAnywhereEndsInTheSameWeights(t *testing.T) {
@@ -182,6 +212,8 @@ func TestBadCommandLinesAreOneLine(t *testing.T) {
 		{[]string{"--student-seconds", "NaN"}, "--student-seconds"},
 		{[]string{"--validation", "1.5"}, "--validation"},
 		{[]string{"--eval", "wiki=/no/such/file"}, "--eval wiki"},
+		{[]string{"--source", "carrier-pigeon"}, "--source"},
+		{[]string{"--precision", "float8"}, "--precision"},
 		{[]string{"--eval", "nothing"}, "name=file"},
 	} {
 		_, err := parse(c.args)
@@ -223,7 +255,7 @@ func TestAnotherBudgetInTheSameFolderIsRefused(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeJSON(filepath.Join(dir, "plan.json"), plan{TeacherSeconds: 1, StudentSeconds: 2, Batch: 4}); err != nil {
+	if err := writeJSON(filepath.Join(dir, "plan.json"), plan{TeacherSeconds: 1, StudentSeconds: 2, Batch: 4, Source: "stream"}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := loadPlan(context.Background(), o, checkpoint.Config{})

@@ -7,6 +7,9 @@ import (
 	"math"
 	"os"
 	"strings"
+
+	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/trainers"
 )
 
 // options of an experiment. Every default can be replaced by something real:
@@ -30,9 +33,11 @@ type options struct {
 	TeacherSeconds float64 // training time of a teacher pre-trained here
 	StudentSeconds float64 // training time of each student
 
-	Brokers []string // none: the embedded broker
-	Device  string
-	Seed    int64
+	Source    string   // of the activations: trainers.FromStream or trainers.FromInline
+	Brokers   []string // none: the embedded broker
+	Device    string
+	Precision string // of training; scores are float32
+	Seed      int64
 }
 
 // evalText is a text that all models are scored on beside the held-out split.
@@ -66,7 +71,9 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.Float64Var(&o.TeacherSeconds, "teacher-seconds", 75, "how `long` to pre-train a teacher")
 	f.Float64Var(&o.StudentSeconds, "student-seconds", 50, "how `long` to train each of the three students")
 	f.Func("brokers", "Kafka's `host:port`, several with commas (default an embedded broker on loopback)", appendTo(&o.Brokers))
+	f.StringVar(&o.Source, "source", trainers.FromStream, "of the teacher's activations: stream (through Kafka) or inline (the teacher beside the student: faster than any wire on a GPU)")
 	f.StringVar(&o.Device, "device", "cpu", "`where` to compute: cpu, cuda:0")
+	f.StringVar(&o.Precision, "precision", string(gpu.Float32), "`arithmetic` of training: float32 or bf16; scores are float32 always")
 	f.Int64Var(&o.Seed, "seed", 1, "of the split, the weights and the order of the sequences")
 }
 
@@ -105,6 +112,12 @@ func (o *options) validate() error {
 		if math.IsNaN(f.v) || f.v < f.min || f.v > f.max {
 			return fmt.Errorf("--%s %g: want a number from %g to %g", f.flag, f.v, f.min, f.max)
 		}
+	}
+	if o.Source != trainers.FromStream && o.Source != trainers.FromInline {
+		return fmt.Errorf("--source %q: want %s or %s", o.Source, trainers.FromStream, trainers.FromInline)
+	}
+	if p := gpu.Precision(o.Precision); p != gpu.Float32 && p != gpu.BFloat16 {
+		return fmt.Errorf("--precision %q: want %s or %s", o.Precision, gpu.Float32, gpu.BFloat16)
 	}
 	names := map[string]bool{}
 	for _, e := range o.Eval {

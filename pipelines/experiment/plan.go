@@ -25,6 +25,7 @@ type plan struct {
 	TeacherSeconds float64 `json:"teacher_seconds"` // what it was made for
 	StudentSeconds float64 `json:"student_seconds"`
 	Batch          int     `json:"batch"`
+	Source         string  `json:"source"`
 
 	Teacher  int64 `json:"teacher_steps"`
 	Pretrain int64 `json:"pretrain_steps"`
@@ -40,14 +41,14 @@ type costs struct {
 	AttentionCE float64   `json:"attention_ce_step"`
 	HyenaCE     float64   `json:"hyena_ce_step"`
 	Layers      []float64 `json:"layer_mse_steps"` // of the student, by layer
-	Activations float64   `json:"teacher_forward"` // to all layers' outputs
+	Activations []float64 `json:"teacher_forward"` // stream: to all layers' outputs; inline: to each layer's
 }
 
-// distillation is a step of every layer and the teacher's forward pass that it
-// needs: the teacher computes the activations of all layers at once.
-func (c costs) distillation() float64 {
-	sum := c.Activations
-	for _, s := range c.Layers {
+// distillation is a step of every layer and the teacher's forward passes that
+// it needs: one for all layers into a stream, one a layer beside the student.
+// What a stream costs on the wire is not in it.
+func (c costs) distillation() (sum float64) {
+	for _, s := range append(c.Layers, c.Activations...) {
 		sum += s
 	}
 	return sum
@@ -67,15 +68,15 @@ func loadPlan(ctx context.Context, o options, teacher checkpoint.Config) (plan, 
 	if err := json.Unmarshal(data, &p); err != nil {
 		return p, fmt.Errorf("%s: %w (remove it to measure again)", path, err)
 	}
-	if p.TeacherSeconds != o.TeacherSeconds || p.StudentSeconds != o.StudentSeconds || p.Batch != o.Batch {
-		return p, fmt.Errorf("%s was begun with --teacher-seconds %g --student-seconds %g --batch %d: take those, or another --run", o.Run, p.TeacherSeconds, p.StudentSeconds, p.Batch)
+	if p.TeacherSeconds != o.TeacherSeconds || p.StudentSeconds != o.StudentSeconds || p.Batch != o.Batch || p.Source != o.Source {
+		return p, fmt.Errorf("%s was begun with --teacher-seconds %g --student-seconds %g --batch %d --source %s: take those, or another --run", o.Run, p.TeacherSeconds, p.StudentSeconds, p.Batch, p.Source)
 	}
 	return p, nil
 }
 
 // measure times a few steps of each kind on random models.
 func measure(ctx context.Context, o options, teacher checkpoint.Config, path string) (plan, error) {
-	p := plan{TeacherSeconds: o.TeacherSeconds, StudentSeconds: o.StudentSeconds, Batch: o.Batch}
+	p := plan{TeacherSeconds: o.TeacherSeconds, StudentSeconds: o.StudentSeconds, Batch: o.Batch, Source: o.Source}
 	e, err := gpu.Open(o.Device)
 	if err != nil {
 		return p, fmt.Errorf("--device: %w", err)
@@ -104,7 +105,7 @@ func measureCosts(ctx context.Context, e gpu.Engine, o options, teacher checkpoi
 		if err != nil {
 			return nil, err
 		}
-		return e.Open(m, gpu.Options{Train: true, Optimizer: gpu.PaperAdamW()})
+		return e.Open(m, gpu.Options{Train: true, Precision: gpu.Precision(o.Precision), Optimizer: gpu.PaperAdamW()})
 	}
 	t, err := open(teacher)
 	if err != nil {
@@ -126,18 +127,31 @@ func measureCosts(ctx context.Context, e gpu.Engine, o options, teacher checkpoi
 	if c.HyenaCE, err = seconds(ctx, step(s, gpu.Step{Objective: gpu.CrossEntropy})); err != nil {
 		return c, err
 	}
-	var all []int
+	outputs := [][]int{nil} // of the teacher, a forward pass each
 	for layer := range teacher.Layers {
-		all = append(all, layer)
 		target := gpu.Target{Layer: layer, Type: dtype.Float16, Values: make([]byte, 2*len(b.Tokens)*teacher.Dim)}
 		each, err := seconds(ctx, step(s, gpu.Step{Objective: gpu.LayerMSE, Layer: layer, Targets: []gpu.Target{target}}))
 		if err != nil {
 			return c, err
 		}
 		c.Layers = append(c.Layers, each)
+		if o.Source == trainers.FromInline {
+			outputs = append(outputs, []int{layer})
+		} else {
+			outputs[0] = append(outputs[0], layer)
+		}
 	}
-	c.Activations, err = seconds(ctx, func() error { _, err := t.Hidden(b, all); return err })
-	return c, err
+	for _, layers := range outputs {
+		if layers == nil {
+			continue
+		}
+		each, err := seconds(ctx, func() error { _, err := t.Hidden(b, layers); return err })
+		if err != nil {
+			return c, err
+		}
+		c.Activations = append(c.Activations, each)
+	}
+	return c, nil
 }
 
 // seconds is the middle of a few timings, after one that warms up.
