@@ -2,8 +2,6 @@ package trainers
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
@@ -15,15 +13,6 @@ import (
 func LoadModel(flag, dir string) (*checkpoint.Model, error) {
 	if dir == "" {
 		return nil, fmt.Errorf("%s is missing: the folder of a checkpoint", flag)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "config.json")); err != nil {
-		latest, ok, err := checkpoint.Latest(dir)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", flag, err)
-		}
-		if ok {
-			dir = latest
-		}
 	}
 	m, err := checkpoint.Load(dir)
 	if err != nil {

@@ -218,7 +218,7 @@ func (x *experiment) pretrainTeacher(ctx context.Context) error {
 	if x.teacher = x.Teacher; x.teacher != "" {
 		return errAlready
 	}
-	x.teacher = x.path(folder(nameTeacher), "latest")
+	x.teacher = x.path(folder(nameTeacher))
 	return done(trainers.Pretrain(ctx, x.teacherOptions()))
 }
 

@@ -27,8 +27,26 @@ const (
 	TrainerFile   = "trainer.json"
 )
 
-// LoadConfig reads a folder's config.json alone.
+// newest is the folder that dir means: itself where it is a checkpoint, the
+// newest of its checkpoints where it is a training run's folder.
+func newest(dir string) (string, error) {
+	if _, err := os.Stat(filepath.Join(dir, ConfigFile)); err == nil {
+		return dir, nil
+	}
+	latest, ok, err := Latest(dir)
+	if err != nil || !ok {
+		return dir, err
+	}
+	return latest, nil
+}
+
+// LoadConfig reads the config.json of a checkpoint, or of the newest one in a
+// training run's folder.
 func LoadConfig(dir string) (Config, error) {
+	dir, err := newest(dir)
+	if err != nil {
+		return Config{}, err
+	}
 	data, err := os.ReadFile(filepath.Join(dir, ConfigFile))
 	if err != nil {
 		return Config{}, fmt.Errorf("checkpoint %s: %w", dir, plain(err))
@@ -41,10 +59,15 @@ func LoadConfig(dir string) (Config, error) {
 }
 
 // Load reads a model: config.json and model.safetensors, or the shards that
-// model.safetensors.index.json names. Weights of any float type become float32.
+// model.safetensors.index.json names. dir may also be a training run's folder,
+// whose newest checkpoint is meant. Weights of any float type become float32.
 // It accepts the folders of Hugging Face GPT-NeoX models, buffers of old
 // versions included, and names a weight that is missing, unknown or misshapen.
 func Load(dir string) (*Model, error) {
+	dir, err := newest(dir)
+	if err != nil {
+		return nil, err
+	}
 	c, err := LoadConfig(dir)
 	if err != nil {
 		return nil, err

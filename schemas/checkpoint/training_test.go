@@ -84,6 +84,31 @@ func TestLoadTrainingInvertsSaveTraining(t *testing.T) {
 	}
 }
 
+// A run's folder stands for the newest of its checkpoints wherever a model is asked for.
+func TestLoadOfARunFolderIsItsNewestCheckpoint(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "run")
+	for step := int64(1); step <= 2; step++ {
+		m := random(studentConfig(), uint64(step))
+		if _, err := SaveTraining(root, m, nil, position(step)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := Load(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Fingerprint() != m.Fingerprint() {
+			t.Errorf("after step %d the folder stands for another model", step)
+		}
+	}
+	if c, err := LoadConfig(root); err != nil || c != studentConfig() {
+		t.Errorf("config: %+v, %v", c, err)
+	}
+	empty := t.TempDir()
+	if _, err := Load(empty); err == nil || !strings.Contains(err.Error(), empty) {
+		t.Errorf("an empty folder: %v", err)
+	}
+}
+
 func TestSaveTrainingTakesAnOptimiserThatHasNotStepped(t *testing.T) {
 	root := t.TempDir()
 	dir, err := SaveTraining(root, random(teacherConfig(), 1), nil, position(0))

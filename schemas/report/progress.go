@@ -106,10 +106,14 @@ func (b *Bar) Done() {
 	}
 	b.closed = true
 	live := b.live
-	if live == nil {
-		b.line(time.Now(), ", finished")
-	}
 	whole := b.done >= b.total
+	if live == nil {
+		end := ", stopped"
+		if whole {
+			end = ", finished"
+		}
+		b.line(time.Now(), end)
+	}
 	b.mu.Unlock()
 	if live == nil {
 		return

@@ -110,8 +110,15 @@ func TestBarWithoutTerminalSumsUpInOneLine(t *testing.T) {
 	b.Set(4, 400, 1.25)
 	b.Done()
 	b.Done()
-	if s := out.String(); strings.Count(s, "\n") != 1 || !strings.HasPrefix(s, "distil layer 0: 100% ") || !strings.Contains(s, "loss 1.25") || !strings.Contains(s, "tokens/s") {
+	if s := out.String(); strings.Count(s, "\n") != 1 || !strings.HasPrefix(s, "distil layer 0: 100% ") || !strings.Contains(s, "loss 1.25") || !strings.Contains(s, "tokens/s") || !strings.HasSuffix(s, ", finished\n") {
 		t.Errorf("printed %q", s)
+	}
+	out.Reset()
+	failed := newBar("teach", 10, &out, false)
+	failed.Set(3, 30, math.NaN())
+	failed.Done()
+	if s := out.String(); !strings.HasSuffix(s, ", stopped\n") {
+		t.Errorf("a stage that ended early printed %q", s)
 	}
 	var none *Bar
 	none.Set(1, 1, 1)
