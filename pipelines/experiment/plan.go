@@ -117,58 +117,76 @@ func measureCosts(ctx context.Context, e gpu.Engine, o options, teacher checkpoi
 		return c, err
 	}
 	defer s.Close()
-	step := func(m gpu.Model, g gpu.Step) func() error {
+	var kinds []*timing
+	kind := func(do func() error) *timing {
+		kinds = append(kinds, &timing{do: do})
+		return kinds[len(kinds)-1]
+	}
+	step := func(m gpu.Model, g gpu.Step) *timing {
 		g.Batch = b
-		return func() error { _, err := m.Step(g); return err }
+		return kind(func() error { _, err := m.Step(g); return err })
 	}
-	if c.AttentionCE, err = seconds(ctx, step(t, gpu.Step{Objective: gpu.CrossEntropy})); err != nil {
-		return c, err
+	forward := func(layers ...int) *timing {
+		return kind(func() error { _, err := t.Hidden(b, layers); return err })
 	}
-	if c.HyenaCE, err = seconds(ctx, step(s, gpu.Step{Objective: gpu.CrossEntropy})); err != nil {
-		return c, err
-	}
-	outputs := [][]int{nil} // of the teacher, a forward pass each
+	attention, hyena := step(t, gpu.Step{Objective: gpu.CrossEntropy}), step(s, gpu.Step{Objective: gpu.CrossEntropy})
+	var mse, outputs []*timing
+	var all []int
 	for layer := range teacher.Layers {
 		target := gpu.Target{Layer: layer, Type: dtype.Float16, Values: make([]byte, 2*len(b.Tokens)*teacher.Dim)}
-		each, err := seconds(ctx, step(s, gpu.Step{Objective: gpu.LayerMSE, Layer: layer, Targets: []gpu.Target{target}}))
-		if err != nil {
-			return c, err
-		}
-		c.Layers = append(c.Layers, each)
+		mse = append(mse, step(s, gpu.Step{Objective: gpu.LayerMSE, Layer: layer, Targets: []gpu.Target{target}}))
+		all = append(all, layer)
 		if o.Source == trainers.FromInline {
-			outputs = append(outputs, []int{layer})
-		} else {
-			outputs[0] = append(outputs[0], layer)
+			outputs = append(outputs, forward(layer))
 		}
 	}
-	for _, layers := range outputs {
-		if layers == nil {
-			continue
-		}
-		each, err := seconds(ctx, func() error { _, err := t.Hidden(b, layers); return err })
-		if err != nil {
-			return c, err
-		}
-		c.Activations = append(c.Activations, each)
+	if o.Source == trainers.FromStream {
+		outputs = append(outputs, forward(all...))
+	}
+	if err := timeAll(ctx, kinds, time.Duration(o.StudentSeconds/4*float64(time.Second))); err != nil {
+		return c, err
+	}
+	c.AttentionCE, c.HyenaCE = attention.median(), hyena.median()
+	for _, m := range mse {
+		c.Layers = append(c.Layers, m.median())
+	}
+	for _, f := range outputs {
+		c.Activations = append(c.Activations, f.median())
 	}
 	return c, nil
 }
 
-// seconds is the middle of a few timings, after one that warms up.
-func seconds(ctx context.Context, do func() error) (float64, error) {
-	var took []float64
-	for i := range 6 {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		began := time.Now()
-		if err := do(); err != nil {
-			return 0, err
-		}
-		if i > 0 {
-			took = append(took, time.Since(began).Seconds())
+// timing is one kind of work and the seconds that it took.
+type timing struct {
+	do   func() error
+	took []float64
+}
+
+func (t *timing) median() float64 {
+	slices.Sort(t.took)
+	return t.took[len(t.took)/2]
+}
+
+// timeAll times the kinds in turns, so that a machine that is busy for a while
+// slows all of them alike. It ends after at least three rounds, and about the
+// given time or ten seconds, whichever is less.
+func timeAll(ctx context.Context, kinds []*timing, limit time.Duration) error {
+	began := time.Now()
+	for round := 0; round < 3 || time.Since(began) < min(limit, 10*time.Second); round++ {
+		for _, k := range kinds {
+			for again := range 2 { // the first one after another kind of work meets cold caches
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				start := time.Now()
+				if err := k.do(); err != nil {
+					return err
+				}
+				if again == 1 && round > 0 { // and the first round warms up
+					k.took = append(k.took, time.Since(start).Seconds())
+				}
+			}
 		}
 	}
-	slices.Sort(took)
-	return took[len(took)/2], nil
+	return nil
 }
