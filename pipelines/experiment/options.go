@@ -68,7 +68,7 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.Float64Var(&o.Validation, "validation", 0.05, "`share` of the documents that is held out")
 	f.IntVar(&o.Batch, "batch", 16, "`sequences` a step")
 	f.Float64Var(&o.Rate, "rate", 1e-3, "peak learning `rate` of all trainings")
-	f.Float64Var(&o.TeacherSeconds, "teacher-seconds", 100, "how `long` to pre-train a teacher")
+	f.Float64Var(&o.TeacherSeconds, "teacher-seconds", 120, "how `long` to pre-train a teacher")
 	f.Float64Var(&o.StudentSeconds, "student-seconds", 45, "how `long` to train each of the three students")
 	f.Func("brokers", "Kafka's `host:port`, several with commas (default an embedded broker on loopback)", appendTo(&o.Brokers))
 	f.StringVar(&o.Source, "source", trainers.FromStream, "of the teacher's activations: stream (through Kafka) or inline (the teacher beside the student: faster than any wire on a GPU)")
