@@ -173,10 +173,15 @@ func (silent) Log(context.Context, beamlog.Severity, int, string) {}
 // this process is one of its workers, and else calls run with a context that
 // Ctrl-C cancels. An error is one line on stderr and exit status 1.
 func Main(about string, run func(ctx context.Context) error) {
-	flag.Usage = func() { usage(flag.CommandLine, about) }
-	flag.Parse()
+	err := parseFlags(about)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%v (-h lists the flags)\n", err)
+		os.Exit(2)
+	}
 	beam.Init() // does not return in a worker
-	err := error(nil)
 	if flag.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q: every option is a --flag", flag.Arg(0))
 	} else {
@@ -189,6 +194,21 @@ func Main(about string, run func(ctx context.Context) error) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+// parseFlags parses the command line. Only a call for help prints the flags: a
+// bad one is an error of one line.
+func parseFlags(about string) error {
+	all := flag.CommandLine
+	all.Init(os.Args[0], flag.ContinueOnError)
+	all.Usage = func() {}
+	all.SetOutput(io.Discard)
+	err := all.Parse(os.Args[1:])
+	all.SetOutput(os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		usage(all, about)
+	}
+	return err
 }
 
 // beamFlags are those of Beam's many flags that the help shows.

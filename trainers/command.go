@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -24,14 +25,17 @@ func command(about string, flags func(*flag.FlagSet), run func(context.Context) 
 	name, _, _ := strings.Cut(about, ":")
 	set := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags(set)
-	set.Usage = func() {
+	set.Usage = func() {} // only a call for help prints the flags: a bad one is an error of one line
+	set.SetOutput(io.Discard)
+	err := set.Parse(args)
+	set.SetOutput(os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprintf(set.Output(), "%s\n\nFlags:\n", about)
 		set.PrintDefaults()
-	}
-	switch err := set.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
 		return 0
-	case err != nil: // told by the flag package
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%s: %v (-h lists the flags)\n", name, err)
 		return 2
 	case set.NArg() > 0:
 		fmt.Fprintf(os.Stderr, "%s: argument %q is not a flag\n", name, set.Arg(0))

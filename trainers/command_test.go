@@ -52,7 +52,7 @@ func TestCommandTurnsErrorsIntoOneLineAndAnExitStatus(t *testing.T) {
 		{nil, func(context.Context) (fmt.Stringer, error) {
 			return nil, errors.Join(errors.New("one"), errors.New("two"))
 		}, 1, "", "test: one; two\n"},
-		{[]string{"--none"}, ok, 2, "", "flag provided but not defined: -none"},
+		{[]string{"--none"}, ok, 2, "", "test: flag provided but not defined: -none (-h lists the flags)\n"},
 		{[]string{"stray"}, ok, 2, "", `test: argument "stray" is not a flag`},
 		{[]string{"-h"}, ok, 0, "", "test: says things"},
 		{nil, func(ctx context.Context) (fmt.Stringer, error) {

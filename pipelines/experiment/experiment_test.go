@@ -208,6 +208,8 @@ func TestBadCommandLinesAreOneLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"--dim", "0"}, "--dim 0"},
+		{[]string{"--heads", "3"}, "3 heads"},
+		{[]string{"--filter-features", "4"}, "hyena_filter_emb_dim 4"},
 		{[]string{"--vocab", "10"}, "--vocab 10"},
 		{[]string{"--student-seconds", "NaN"}, "--student-seconds"},
 		{[]string{"--validation", "1.5"}, "--validation"},

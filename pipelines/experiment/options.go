@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/trainers"
 )
 
@@ -118,6 +119,13 @@ func (o *options) validate() error {
 	}
 	if p := gpu.Precision(o.Precision); p != gpu.Float32 && p != gpu.BFloat16 {
 		return fmt.Errorf("--precision %q: want %s or %s", o.Precision, gpu.Float32, gpu.BFloat16)
+	}
+	c := checkpoint.Config{Architecture: checkpoint.GPTNeoX, Vocab: o.Vocab, Dim: o.Dim, Hidden: o.MLP, Layers: o.Layers, Context: o.Context, Eps: 1e-5,
+		Attention: checkpoint.Attention{Heads: o.Heads, RotaryPct: 0.25, RotaryBase: 10000}}
+	for _, c := range []checkpoint.Config{c, c.Student(o.hyena(), o.Context)} {
+		if err := c.Validate(); err != nil && o.Teacher == "" {
+			return fmt.Errorf("the models' sizes: %w", err)
+		}
 	}
 	names := map[string]bool{}
 	for _, e := range o.Eval {
