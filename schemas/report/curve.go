@@ -34,12 +34,11 @@ func (c Curve) File() string {
 	return strings.ReplaceAll(strings.ToLower(c.Title), " ", "-") + ".svg"
 }
 
-// SVG draws the figure with a logarithmic loss axis. Points that are not
-// finite and positive are left out.
+// SVG draws the figure, with a logarithmic loss axis where the losses span more
+// than a decade. Points that are not finite and positive are left out.
 func (c Curve) SVG() ([]byte, error) {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = c.Title, "step", c.Loss
-	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: 3}
 	p.Legend.Top = true
 	p.Add(plotter.NewGrid())
 	drawn := 0
@@ -60,8 +59,8 @@ func (c Curve) SVG() ([]byte, error) {
 	if drawn == 0 {
 		return nil, fmt.Errorf("curve %q: there is nothing to draw", c.Title)
 	}
-	if p.Y.Min == p.Y.Max { // a logarithmic axis needs room
-		p.Y.Min, p.Y.Max = p.Y.Min/2, p.Y.Max*2
+	if p.Y.Max > 10*p.Y.Min { // on less, a logarithmic axis has no marks to read
+		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: 3}
 	}
 	w, err := p.WriterTo(20*vg.Centimeter, 10*vg.Centimeter, "svg")
 	if err != nil {

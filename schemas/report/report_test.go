@@ -141,6 +141,18 @@ func TestLiveBarsShareTheScreen(t *testing.T) {
 	}
 }
 
+func TestCurveDrawsEveryRangeOfLosses(t *testing.T) {
+	for name, losses := range map[string][]float64{"one point": {2}, "flat": {3, 3, 3}, "narrow": {7, 5, 4}, "decades": {1e-5, 0.3, 40}} {
+		svg, err := Curve{Title: name, Loss: "nats", Lines: []Line{{Name: "a", Steps: []int64{1, 2, 3}[:len(losses)], Loss: losses}}}.SVG()
+		if err != nil || bytes.Contains(svg, []byte("NaN")) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := (Curve{Title: "none", Lines: []Line{{Name: "a", Steps: []int64{1}, Loss: []float64{math.NaN()}}}}).SVG(); err == nil {
+		t.Error("a curve of nothing was drawn")
+	}
+}
+
 func TestCount(t *testing.T) {
 	for n, want := range map[float64]string{12: "12", 1234: "1.23k", 5.6e6: "5.6M", 7.8e9: "7.8G"} {
 		if got := Count(n); got != want {
