@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -221,30 +222,46 @@ func TestInterruptedTeachGoesOn(t *testing.T) {
 	}
 }
 
-// slowEngine's models take a while and note how many of them are at work.
-type slowEngine struct{ gpu.Engine }
+// meetingEngine's models wait in their first forward pass until all of the
+// expected ones are in theirs.
+type meetingEngine struct {
+	gpu.Engine
+	meeting *meeting
+}
+
+// meeting is where so many models wait for each other.
+type meeting struct {
+	expected, arrived atomic.Int64
+	all               chan struct{} // closed when the last one is there
+}
 
 type anyModel = gpu.Model // under another name, as a Model has a method Model
 
-type slowModel struct {
+type meetingModel struct {
 	anyModel
-	config checkpoint.Config
+	config  checkpoint.Config
+	meeting *meeting
+	met     bool
 }
 
-var atWork, mostAtWork atomic.Int64
-
-func (slowEngine) Open(m *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
-	return &slowModel{config: m.Config}, nil
+func (e meetingEngine) Open(m *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
+	return &meetingModel{config: m.Config, meeting: e.meeting}, nil
 }
-func (slowEngine) Close() error { return nil }
-func (*slowModel) Close() error { return nil }
+func (meetingEngine) Close() error { return nil }
+func (*meetingModel) Close() error { return nil }
 
-func (m *slowModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
-	n := atWork.Add(1)
-	defer atWork.Add(-1)
-	for most := mostAtWork.Load(); n > most && !mostAtWork.CompareAndSwap(most, n); most = mostAtWork.Load() {
+func (m *meetingModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
+	if !m.met {
+		m.met = true
+		if m.meeting.arrived.Add(1) == m.meeting.expected.Load() {
+			close(m.meeting.all)
+		}
+		select {
+		case <-m.meeting.all:
+		case <-time.After(time.Minute): // reached only where some worker waits for another's end
+			return nil, fmt.Errorf("%d of %d workers are at work at once", m.meeting.arrived.Load(), m.meeting.expected.Load())
+		}
 	}
-	time.Sleep(20 * time.Millisecond)
 	var out [][]float32
 	for range layers {
 		out = append(out, make([]float32, len(b.Tokens)*m.config.Dim))
@@ -252,16 +269,19 @@ func (m *slowModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
 	return out, nil
 }
 
-// A trainer reads all partitions in turn, so all workers have to be at work.
+// A trainer reads all partitions in turn, so all workers have to be at work:
+// none of them gets past its first forward pass here before all are in it.
 func TestTeachWorkersRunSideBySide(t *testing.T) {
-	gpu.Register("slow", func(string) (gpu.Engine, error) { return slowEngine{}, nil })
+	all := &meeting{all: make(chan struct{})}
+	all.expected.Store(prismAtOnce)
+	gpu.Register("meeting", func(string) (gpu.Engine, error) { return meetingEngine{meeting: all}, nil })
 	o := teachInputs(t, 320)
-	o.Device, o.Partitions, o.Workers, o.Batch = "slow", prismAtOnce, prismAtOnce, 2
+	o.Device, o.Partitions, o.Workers, o.Batch = "meeting", prismAtOnce, prismAtOnce, 2
 	if err := Teach(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	if n := mostAtWork.Load(); n != prismAtOnce {
-		t.Errorf("at most %d workers were at work at once, want %d", n, prismAtOnce)
+	if n := all.arrived.Load(); n != prismAtOnce {
+		t.Errorf("%d workers were at work, want %d", n, prismAtOnce)
 	}
 }
 
