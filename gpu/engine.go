@@ -47,6 +47,11 @@ type Options struct {
 	Precision Precision // "" is Float32
 	Train     bool
 	Optimizer AdamW // the zero value is PaperAdamW
+	// PrefixCache is the device memory, in bytes, that may hold what frozen
+	// blocks computed for a sequence, for layer-mse steps that meet it again
+	// (Step.IDs); below 0: most of what is free. Results do not depend on it, and
+	// an engine may do without.
+	PrefixCache int64
 }
 
 // AdamW holds the constants of decoupled weight decay (Loshchilov and Hutter
@@ -110,7 +115,9 @@ const (
 )
 
 // Target is a teacher's residual stream after one block, for every position
-// of a batch: Rows·Length·Dim little-endian elements.
+// of a batch: Rows·Length·Dim little-endian elements. In a step with a Teacher
+// it has no values: the teacher computes them, and they are rounded to the type
+// as a record of them would be, so that both ways give the same losses.
 type Target struct {
 	Layer  int
 	Type   dtype.Type // Float32, Float16, BFloat16, or Int8 with Scales
@@ -142,10 +149,11 @@ type Step struct {
 	Objective   Objective
 	Layer       int      // LayerMSE: the block to train
 	Targets     []Target // LayerMSE: one, of Layer; JointMSE: ascending layers
-	Teacher     Model    // SoftTargets: a model of the same engine
+	Teacher     Model    // a model of the same engine: SoftTargets, and where Targets have no values
 	Temperature float64  // SoftTargets: T
 	SoftWeight  float64  // SoftTargets: w
 	Rate        float64  // learning rate
+	IDs         []int64  // LayerMSE: names of the rows, the same for the same tokens; nil: none
 }
 
 // Check says what is wrong with a step for a model.
@@ -166,9 +174,6 @@ func (s Step) Check(c checkpoint.Config) error {
 		if s.Teacher == nil || !(s.Temperature > 0) || s.SoftWeight < 0 || s.SoftWeight > 1 {
 			return fmt.Errorf("step: %s wants a teacher, a positive temperature and a weight in [0, 1]", s.Objective)
 		}
-		if t := s.Teacher.Config(); t.Vocab != c.Vocab {
-			return fmt.Errorf("step: the teacher's vocabulary is %d, the student's %d", t.Vocab, c.Vocab)
-		}
 		fallthrough
 	case CrossEntropy:
 		if s.Length < 2 {
@@ -177,22 +182,54 @@ func (s Step) Check(c checkpoint.Config) error {
 	default:
 		return fmt.Errorf("step: objective %q is unknown", s.Objective)
 	}
+	if s.Teacher != nil {
+		if err := s.checkTeacher(c); err != nil {
+			return err
+		}
+	}
+	if len(s.IDs) > 0 && len(s.IDs) != s.Rows {
+		return fmt.Errorf("step: %d names for %d rows", len(s.IDs), s.Rows)
+	}
 	for i, t := range s.Targets {
 		if t.Layer < 0 || t.Layer >= c.Layers || i > 0 && t.Layer <= s.Targets[i-1].Layer {
 			return fmt.Errorf("step: target %d is of layer %d: want ascending layers below %d", i, t.Layer, c.Layers)
 		}
-		if want := s.Rows * s.Length * c.Dim * t.Type.Size(); len(t.Values) != want || want == 0 {
+		if s.Teacher != nil && len(t.Values)+len(t.Scales) > 0 {
+			return fmt.Errorf("step: target of layer %d has values, and there is a teacher to compute them", t.Layer)
+		}
+		if want := s.Rows * s.Length * c.Dim * t.Type.Size(); s.Teacher == nil && len(t.Values) != want || want == 0 {
 			return fmt.Errorf("step: target of layer %d has %d bytes, want %d", t.Layer, len(t.Values), want)
 		}
 		switch t.Type {
 		case dtype.Float32, dtype.Float16, dtype.BFloat16:
 		case dtype.Int8:
-			if len(t.Scales) != s.Rows*s.Length {
+			if s.Teacher == nil && len(t.Scales) != s.Rows*s.Length {
 				return fmt.Errorf("step: target of layer %d has %d scales, want one for each of %d tokens", t.Layer, len(t.Scales), s.Rows*s.Length)
 			}
 		default:
 			return fmt.Errorf("step: target of layer %d is of type %s: want F32, F16, BF16 or I8", t.Layer, t.Type)
 		}
+	}
+	return nil
+}
+
+// checkTeacher says what is wrong with a step's teacher for a model.
+func (s Step) checkTeacher(c checkpoint.Config) error {
+	t := s.Teacher.Config()
+	if t.Vocab != c.Vocab {
+		return fmt.Errorf("step: the teacher's vocabulary is %d, the student's %d", t.Vocab, c.Vocab)
+	}
+	if err := s.Batch.Check(t); err != nil {
+		return fmt.Errorf("%w (teacher)", err)
+	}
+	if s.Objective != LayerMSE && s.Objective != JointMSE {
+		return nil
+	}
+	if t.Dim != c.Dim {
+		return fmt.Errorf("step: the teacher is %d wide, the student %d", t.Dim, c.Dim)
+	}
+	if last := s.Targets[len(s.Targets)-1].Layer; last >= t.Layers {
+		return fmt.Errorf("step: target of layer %d: the teacher has %d layers", last, t.Layers)
 	}
 	return nil
 }

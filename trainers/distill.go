@@ -128,6 +128,9 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
 	if o.Source == FromInline {
+		if d.typ, err = dtype.Parse(o.dtype()); err != nil {
+			return s, err
+		}
 		if d.beside, err = e.Open(teacher, gpu.Options{Precision: o.Precision}); err != nil {
 			return s, fmt.Errorf("--teacher: %w", err)
 		}
@@ -138,7 +141,7 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 		return s, err
 	}
 	l := &loop{Run: o.Run, kind: "distill", stages: stages}
-	return l.train(ctx, e, f, student, gpu.Options{Optimizer: gpu.PaperAdamW()})
+	return l.train(ctx, e, f, student, gpu.Options{Optimizer: gpu.PaperAdamW(), PrefixCache: -1})
 }
 
 // distillation is a Distill with its inputs at hand.
@@ -147,7 +150,8 @@ type distillation struct {
 	set         *tokenset.Set
 	config      checkpoint.Config // the teacher's
 	fingerprint string            // the teacher's
-	beside      gpu.Model         // the teacher on the device, for an inline source
+	beside      gpu.Model         // the teacher on the device, where the source is inline
+	typ         dtype.Type        // what its outputs are rounded to
 }
 
 func (d *distillation) schedule() string {
@@ -169,34 +173,44 @@ func (d *distillation) stages() ([]stage, error) {
 	}
 	base := stage{layer: -1, steps: steps, rate: d.Rate.overSteps(steps)}
 	if d.schedule() == Joint {
-		base.open = d.opener(all, sequences)
-		base.step = func(b *Batch) gpu.Step {
-			return gpu.Step{Batch: b.Batch, Objective: gpu.JointMSE, Targets: b.Targets}
-		}
+		base.open, base.step = d.opener(all, sequences), d.step(gpu.Step{Objective: gpu.JointMSE}, all)
 		return []stage{base}, nil
 	}
 	var list []stage
 	for _, layer := range all {
 		g := base
 		g.layer, g.open = layer, d.opener([]int{layer}, sequences)
-		g.step = func(b *Batch) gpu.Step {
-			return gpu.Step{Batch: b.Batch, Objective: gpu.LayerMSE, Layer: layer, Targets: b.Targets}
-		}
+		g.step = d.step(gpu.Step{Objective: gpu.LayerMSE, Layer: layer}, []int{layer})
 		list = append(list, g)
 	}
 	return list, nil
 }
 
-// opener opens the source of some layers' targets.
+// step makes steps on the targets of some layers: those of the batch or, from a
+// source of tokens, the teacher's beside the student, which stay on the device.
+func (d *distillation) step(s gpu.Step, layers []int) func(*Batch) gpu.Step {
+	var inline []gpu.Target
+	if d.beside != nil {
+		s.Teacher = d.beside
+		for _, layer := range layers {
+			inline = append(inline, gpu.Target{Layer: layer, Type: d.typ})
+		}
+	}
+	return func(b *Batch) gpu.Step {
+		s.Batch, s.IDs, s.Targets = b.Batch, b.IDs, b.Targets
+		if inline != nil {
+			s.Targets = inline
+		}
+		return s
+	}
+}
+
+// opener opens the source of some layers' targets, or of tokens alone.
 func (d *distillation) opener(layers []int, sequences int64) func(context.Context, Position) (Source, error) {
 	return func(ctx context.Context, at Position) (Source, error) {
 		p := Plan{Tokens: d.set, Length: d.set.Manifest.SeqLen, Seed: d.Seed, Batch: d.Batch, Total: sequences, Start: at}
 		if d.Source == FromInline {
-			t, err := dtype.Parse(d.dtype())
-			if err != nil {
-				return nil, err
-			}
-			return NewInlineSource(Inline{Teacher: d.beside, Layers: layers, Type: t}, p)
+			return NewTokenSource(p)
 		}
 		stall := d.Stall
 		if stall == 0 {

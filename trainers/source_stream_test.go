@@ -192,7 +192,7 @@ func TestStreamGivesWhatInlineGivesForAnyNumberOfPartitions(t *testing.T) {
 		p.write(t)
 		s, err := NewStreamSource(context.Background(), p.stream(c.layers...), plan)
 		got, _ := drain(t, s, err)
-		want := inlineBatches(t, plan, c.layers, c.kind)
+		want := teachersBatches(t, plan, c.layers, c.kind)
 		if orderHash(got) != orderHash(want) {
 			t.Errorf("%d partitions: another order", c.partitions)
 		}
@@ -216,7 +216,7 @@ func TestDuplicatesAreDropped(t *testing.T) {
 	plan := testPlan(t, dir, 3, 16)
 	s, err := NewStreamSource(context.Background(), p.stream(0, 1), plan)
 	got, _ := drain(t, s, err)
-	sameBatches(t, "with duplicates", got, inlineBatches(t, plan, []int{0, 1}, dtype.Float16))
+	sameBatches(t, "with duplicates", got, teachersBatches(t, plan, []int{0, 1}, dtype.Float16))
 }
 
 func TestStreamGoesOnFromItsOffsetsOrWithoutThem(t *testing.T) {
@@ -462,7 +462,7 @@ func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
 		got = append(got, batch)
 	}
 	<-restarted
-	sameBatches(t, "over a restart", got, inlineBatches(t, plan, []int{0, 1}, dtype.Float16))
+	sameBatches(t, "over a restart", got, teachersBatches(t, plan, []int{0, 1}, dtype.Float16))
 }
 
 func TestBrokerThatStaysAwayIsAnErrorAfterTheStallTimeout(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
@@ -111,8 +112,8 @@ func TestReadingAheadDoesNotMoveThePosition(t *testing.T) {
 	}
 }
 
-// inlineBatches are what every source of targets must give.
-func inlineBatches(t testing.TB, p Plan, layers []int, kind dtype.Type) []*Batch {
+// teachersBatches are what every source of targets must give.
+func teachersBatches(t testing.TB, p Plan, layers []int, kind dtype.Type) []*Batch {
 	t.Helper()
 	e, err := gpu.Open("cpu")
 	if err != nil {
@@ -124,7 +125,20 @@ func inlineBatches(t testing.TB, p Plan, layers []int, kind dtype.Type) []*Batch
 		t.Fatal(err)
 	}
 	defer teacher.Close()
-	s, err := NewInlineSource(Inline{Teacher: teacher, Layers: layers, Type: kind}, p)
+	s, err := NewTokenSource(p)
 	list, _ := drain(t, s, err)
+	for _, b := range list {
+		hidden, err := teacher.Hidden(b.Batch, layers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, layer := range layers {
+			target := gpu.Target{Layer: layer, Type: kind}
+			if target.Values, target.Scales, err = activation.Encode(kind, hidden[i], teacher.Config().Dim); err != nil {
+				t.Fatal(err)
+			}
+			b.Targets = append(b.Targets, target)
+		}
+	}
 	return list
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"unsafe"
 
 	"github.com/nlpodyssey/spago/ag"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/gpu/cpu/simd"
+	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 )
 
@@ -204,6 +206,10 @@ func (m *model[T]) gradients(s gpu.Step) (gpu.Result, error) {
 	if math.IsNaN(s.Rate) || math.IsInf(s.Rate, 0) {
 		return gpu.Result{}, fmt.Errorf("cpu: step: rate is %g", s.Rate)
 	}
+	s, err := m.targets(s)
+	if err != nil {
+		return gpu.Result{}, err
+	}
 	loss, value, err := m.loss(s)
 	if err != nil {
 		return gpu.Result{}, err
@@ -288,15 +294,51 @@ func (m *model[T]) decode(t gpu.Target, n int) ([]T, error) {
 	return convert[T](single), err
 }
 
+// targets has the teacher of a step without targets' values compute them.
+func (m *model[T]) targets(s gpu.Step) (gpu.Step, error) {
+	if s.Teacher == nil || s.Objective == gpu.SoftTargets {
+		return s, nil
+	}
+	t, err := m.beside(s)
+	if err != nil {
+		return s, err
+	}
+	var layers []int
+	for _, target := range s.Targets {
+		layers = append(layers, target.Layer)
+	}
+	hidden, err := t.Hidden(s.Batch, layers)
+	if err != nil {
+		return s, fmt.Errorf("%w (teacher)", err)
+	}
+	s.Targets = slices.Clone(s.Targets)
+	for i := range s.Targets {
+		target := &s.Targets[i]
+		if target.Values, target.Scales, err = activation.Encode(target.Type, hidden[i], m.config.Dim); err != nil {
+			return s, fmt.Errorf("cpu: step: teacher: layer %d: %w", target.Layer, err)
+		}
+	}
+	return s, nil
+}
+
+// beside is a step's teacher.
+func (m *model[T]) beside(s gpu.Step) (*model[T], error) {
+	t, ok := s.Teacher.(*model[T])
+	if !ok || t.engine != m.engine {
+		return nil, errors.New("cpu: step: the teacher is a model of another engine or precision")
+	}
+	if t == m {
+		return nil, errors.New("cpu: step: the teacher is the model that is trained")
+	}
+	return t, nil
+}
+
 // teacher is the input of the teacher's output embedding for a step's batch,
 // and that embedding.
 func (m *model[T]) teacher(s gpu.Step) (x, w []T, err error) {
-	t, ok := s.Teacher.(*model[T])
-	if !ok || t.engine != m.engine {
-		return nil, nil, errors.New("cpu: step: the teacher is a model of another engine or precision")
-	}
-	if t == m {
-		return nil, nil, errors.New("cpu: step: the teacher is the model that is trained")
+	t, err := m.beside(s)
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := t.begin(s.Batch); err != nil {
 		return nil, nil, fmt.Errorf("%w (teacher)", err)

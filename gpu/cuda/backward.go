@@ -27,8 +27,8 @@ func (p *pass) weightGradient(name string, dy ptr, out, dyld int, x ptr, in, xld
 }
 
 // inputGradient is dx[N, in] = dy[N, out] · w, dy channel-major where ld is not 0.
-func (p *pass) inputGradient(dx, dy ptr, out, ld int, w string, in int) {
-	g := product{m: p.b.n, n: in, k: out, a: dy, lda: out, b: p.operand(w), ldb: in, d: dx, ldd: in, in: p.element, out: p.element}
+func (p *pass) inputGradient(dx, dy ptr, out, ld int, w ptr, in int) {
+	g := product{m: p.b.n, n: in, k: out, a: dy, lda: out, b: w, ldb: in, d: dx, ldd: in, in: p.element, out: p.element}
 	if ld > 0 {
 		g.ta, g.lda = true, ld
 	}
@@ -42,26 +42,14 @@ func (p *pass) sums(at, cols, stride int, name, name2 string) {
 	if name2 != "" {
 		second = p.gradient(name2)
 	}
-	p.each("reduce_slices", cols, p.partial+ptr(4*at), p.gradient(name), second, slices, int64(stride), cols)
+	p.each("reduce_slices", cols, p.partial+ptr(4*at), p.gradient(name), second, sumParts, int64(stride), cols)
 }
 
 // biasGradient is the column sums of dy [N, cols] into one or two biases'
 // gradients.
 func (p *pass) biasGradient(dy ptr, cols int, name, name2 string) {
-	p.kernel("column_sum", [3]int{ceil(cols, 32), slices, 1}, columns, 0, dy, p.partial, p.b.n, cols)
+	p.kernel("column_sum", [3]int{ceil(cols, 256), sumParts, 1}, columns, 0, dy, p.partial, p.b.n, cols)
 	p.sums(0, cols, cols, name, name2)
-}
-
-// normParameters leaves the gradients of one or two norms of x.
-func (p *pass) normParameters(x, mean, rstd ptr, dy1, dy2 ptr, name1, name2 string) {
-	d := p.config.Dim
-	p.kernel("layernorm_parameters", [3]int{ceil(d, 32), slices, 1}, columns, 0, x, mean, rstd, dy1, dy2, p.partial, p.b.n, d)
-	p.sums(0, d, 4*d, name1+"weight", "")
-	p.sums(d, d, 4*d, name1+"bias", "")
-	if name2 != "" {
-		p.sums(2*d, d, 4*d, name2+"weight", "")
-		p.sums(3*d, d, 4*d, name2+"bias", "")
-	}
 }
 
 // blockBackward takes dx from after block i to before it, unless nothing below
@@ -69,31 +57,62 @@ func (p *pass) normParameters(x, mean, rstd ptr, dy1, dy2 ptr, name1, name2 stri
 func (p *pass) blockBackward(i int, below bool) {
 	b, k, name := p.b, &p.b.blocks[i], checkpoint.Block(i)
 	d, hidden := p.config.Dim, p.config.Hidden
+	in, up := p.projections(i)
 	mixer := name + "hyena.out_proj."
 	if p.config.Architecture == checkpoint.GPTNeoX {
 		mixer = name + "attention.dense."
 	}
-	// both projections into the residual stream have the same bias gradient
-	p.biasGradient(b.dxc, d, mixer+"bias", name+"mlp.dense_4h_to_h.bias")
-
-	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dxc, d, 0, k.g, hidden, 0)
-	p.inputGradient(b.dg, b.dxc, d, 0, name+"mlp.dense_4h_to_h.weight", hidden)
-	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), slices, 1}, columns, 0, k.a, b.dg, p.partial, b.n, hidden)
-	p.sums(0, hidden, hidden, name+"mlp.dense_h_to_4h.bias", "")
-	p.weightGradient(name+"mlp.dense_h_to_4h.weight", b.dg, hidden, 0, k.h2, d, 0)
-	p.inputGradient(b.dh2, b.dg, hidden, 0, name+"mlp.dense_h_to_4h.weight", d)
-
-	if p.config.Architecture == checkpoint.HyenaNeoX {
-		p.hyenaBackward(k, name+"hyena.")
+	// both projections into the residual stream have the same bias gradient,
+	// which streamBackward left but below a head
+	if b.head && i == b.top {
+		p.biasGradient(b.dxc, d, mixer+"bias", name+"mlp.dense_4h_to_h.bias")
 	} else {
-		p.attentionBackward(k, name+"attention.")
+		p.each("reduce_slices", d, b.columns, p.gradient(mixer+"bias"), p.gradient(name+"mlp.dense_4h_to_h.bias"), streamBlocks, int64(d), d)
 	}
 
-	norm1, norm2 := name+"input_layernorm.", name+"post_attention_layernorm."
-	p.normParameters(k.x, k.mean, k.rstd, b.dh1, b.dh2, norm1, norm2)
+	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dxc, d, 0, k.g, hidden, 0)
+	p.inputGradient(b.dg, b.dxc, d, 0, p.operand(name+"mlp.dense_4h_to_h.weight"), hidden)
+	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), sumParts, 1}, columns, 0, k.a, b.dg, p.partial, b.n, hidden)
+	p.sums(0, hidden, hidden, up.layer+"bias", "")
+	p.weightGradient(up.layer+"weight", b.dg, hidden, 0, k.h, d, 0)
+
+	if p.config.Architecture == checkpoint.HyenaNeoX {
+		p.hyenaBackward(k, name+"hyena.", in)
+	} else {
+		p.attentionBackward(k, name+"attention.", in)
+	}
 	if below {
-		p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, k.x, k.mean, k.rstd, p.at(norm1+"weight"), p.at(norm2+"weight"),
-			b.dh1, b.dh2, b.dx, b.dx, p.narrow(), b.n, d)
+		p.inputGradient(b.dh2, b.dg, hidden, 0, up.weight, d)
+		if p.config.Architecture == checkpoint.HyenaNeoX {
+			p.inputGradient(b.dh1, b.dz, 3*d, b.ld, in.weight, d)
+		} else {
+			p.inputGradient(b.dh1, b.dqkv, 3*d, 0, in.weight, d)
+		}
+	}
+	p.unfold(in)
+	p.unfold(up)
+}
+
+// streamBackward sets dx after the last block from target i, or adds target i,
+// where there is one (−1: none), and what goes through the norms of the block
+// above to dx after a layer. The loss is one term.
+func (p *pass) streamBackward(layer, i, term int) {
+	b, d := p.b, p.config.Dim
+	var norm, rstd, d1, d2, x, m, f, t, scales ptr
+	encoding := 0
+	if layer < b.top {
+		k := &b.blocks[layer+1]
+		norm, rstd, d1, d2, x = k.h, k.rstd, b.dh1, b.dh2, k.x
+	} else {
+		x, m, f = p.last()
+	}
+	if i >= 0 {
+		t, scales, encoding = b.target[i], b.scales[i], p.encoding(b.targets[i])
+	}
+	p.kernel(fmt.Sprintf("residual_backward_%d", chunks(d)), [3]int{streamBlocks, 1, 1}, [2]int{256, 1}, 4*d,
+		norm, rstd, d1, d2, x, m, f, t, scales, b.dx, p.narrow(), p.partial, b.columns, b.n, d, encoding)
+	if i >= 0 {
+		p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, p.partial, int64(streamBlocks), 1/(float64(b.n)*float64(d)), b.losses+ptr(8*term))
 	}
 }
 
@@ -106,8 +125,8 @@ func (p *pass) narrow() ptr {
 	return p.b.dxc
 }
 
-// hyenaBackward leaves b.dh1, the gradient of the norm's output.
-func (p *pass) hyenaBackward(k *block, name string) {
+// hyenaBackward leaves b.dz, the gradient of the input projection.
+func (p *pass) hyenaBackward(k *block, name string, proj *fold) {
 	b, d := p.b, p.config.Dim
 	p.weightGradient(name+"out_proj.weight", b.dxc, d, 0, k.y, d, b.ld)
 	p.product(product{m: d, n: b.n, k: d, a: p.operand(name + "out_proj.weight"), ta: true, lda: d, b: b.dxc, tb: true, ldb: d, d: b.dy, ldd: b.ld, in: p.element, out: p.element})
@@ -115,14 +134,14 @@ func (p *pass) hyenaBackward(k *block, name string) {
 	short, shortBias, in := name+"short_filter.weight", name+"short_filter.bias", name+"in_proj.bias"
 	if b.tensor {
 		t := toeplitzOf(b.length)
-		p.launch("hyena_tensor_backward"+t.variant, [3]int{b.parts, d, 1}, [2]int{128, 1}, t.backward, k.z, p.at(in), p.at(short), p.at(shortBias),
+		p.launch("hyena_tensor_backward"+t.variant, [3]int{b.parts, d, 1}, [2]int{128, 1}, t.backward, k.z, proj.wide, p.at(short), p.at(shortBias),
 			k.taps, p.decays, p.step(), p.at(name+"filter.bias"), b.dy, b.dz, b.dh, b.dbeta, b.shorts, b.rows, b.length, b.ld, b.ldf)
 		p.launch("hyena_tensor_short_gradient", [3]int{ceil(3*d, 128), 1, 1}, [2]int{128, 1}, 0, b.shorts, p.gradient(short), p.gradient(shortBias), p.gradient(in), b.parts, 3*d)
 	} else {
 		c := convolution(b.points)
 		p.kernel(fmt.Sprintf("longconv_backward_%d", b.points), [3]int{d, b.parts, 1}, [2]int{c.threads, 1}, c.shared,
 			k.u, k.q, k.spectrum, p.at(name+"filter.bias"), b.dy, b.dq, b.du, b.dh, b.dbeta, b.rows, b.length, b.ld, b.ldf, p.roots, p.halves)
-		p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, p.at(in), p.at(short), p.at(shortBias),
+		p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, proj.wide, p.at(short), p.at(shortBias),
 			b.dq, b.du, b.dz, p.gradient(short), p.gradient(shortBias), p.gradient(in), d, b.n, b.ld, b.length)
 	}
 	side := p.beside()
@@ -131,8 +150,7 @@ func (p *pass) hyenaBackward(k *block, name string) {
 	side.filterBackward(k, name+"filter.")
 	side.mark(eventFilterGradient)
 	p.note(side.err)
-	p.weightGradient(name+"in_proj.weight", b.dz, 3*d, b.ld, k.h1, d, 0)
-	p.inputGradient(b.dh1, b.dz, 3*d, b.ld, name+"in_proj.weight", d)
+	p.weightGradient(name+"in_proj.weight", b.dz, 3*d, b.ld, k.h, d, 0)
 }
 
 // filterBackward goes from dh through the window and the FFN to its weights.
@@ -168,20 +186,19 @@ func (p *pass) filterBackward(k *block, name string) {
 // filterSlices is how many parts the positions of a filter are cut into.
 const filterSlices = 16
 
-// attentionBackward leaves b.dh1, the gradient of the norm's output.
-func (p *pass) attentionBackward(k *block, name string) {
+// attentionBackward leaves b.dqkv, the gradient of the input projection.
+func (p *pass) attentionBackward(k *block, name string, in *fold) {
 	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
 	p.weightGradient(name+"dense.weight", b.dxc, d, 0, k.o, d, 0)
-	p.inputGradient(b.do, b.dxc, d, 0, name+"dense.weight", d)
+	p.inputGradient(b.do, b.dxc, d, 0, p.operand(name+"dense.weight"), d)
 	p.kernel("attention_delta", [3]int{ceil(b.n*heads, 8), 1, 1}, [2]int{256, 1}, 0, k.o, b.do, b.delta, b.n, b.length, heads, d/heads)
 	t := attentionTiles(d/heads, p.element)
 	grid, block := [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}
 	p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), grid, block, t.kv, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
 	p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), grid, block, t.q, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
 	p.rotate(b.dqkv, -1)
-	p.biasGradient(b.dqkv, 3*d, name+"query_key_value.bias", "")
-	p.weightGradient(name+"query_key_value.weight", b.dqkv, 3*d, 0, k.h1, d, 0)
-	p.inputGradient(b.dh1, b.dqkv, 3*d, 0, name+"query_key_value.weight", d)
+	p.biasGradient(b.dqkv, 3*d, in.layer+"bias", "")
+	p.weightGradient(in.layer+"weight", b.dqkv, 3*d, 0, k.h, d, 0)
 }
 
 // embedBackward is the token embedding's gradient from dx before block 0.

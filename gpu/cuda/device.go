@@ -36,6 +36,7 @@ type device struct {
 	module    cu.Module
 	functions map[string]kernel
 	blas      *blas
+	staging   *staging
 	roots     ptr // exp(−2πi·k/8192), 8192 complex
 	halves    ptr // exp(iπ·k/16384), 8192 complex
 }
@@ -85,6 +86,9 @@ func (d *device) open() error {
 	if d.side, err = cu.MakeStream(cu.NonBlocking); err != nil {
 		return fmt.Errorf("stream: %w", err)
 	}
+	if d.staging, err = newStaging(); err != nil {
+		return err
+	}
 	if d.module, err = cu.LoadData(kernels.Fatbin); err != nil {
 		return fmt.Errorf("kernels: %w (built for another GPU?)", err)
 	}
@@ -118,6 +122,10 @@ func (d *device) close() error {
 		}
 		note(d.blas.close())
 		d.blas = nil
+	}
+	if d.staging != nil {
+		note(d.staging.close())
+		d.staging = nil
 	}
 	if d.module != (cu.Module{}) {
 		note(d.module.Unload())
@@ -310,6 +318,29 @@ func (q *queue) zero(p ptr, bytes int64) {
 	if q.err == nil && bytes > 0 {
 		q.err = cu.MemsetD8Async(p, 0, bytes, q.on())
 	}
+}
+
+// stage starts copying a large host slice to device memory beside what the
+// stream does; staged has the stream wait for all of them. The slice may be
+// changed when it returns.
+func (q *queue) stage(p ptr, v []byte) {
+	if q.err == nil {
+		q.err = q.staging.put(p, v)
+	}
+}
+
+func (q *queue) staged() {
+	if q.err != nil {
+		return
+	}
+	e, err := q.event(eventStaged)
+	if err == nil {
+		err = e.Record(q.staging.stream)
+	}
+	if err == nil {
+		err = q.stream.Wait(e, 0)
+	}
+	q.note(err)
 }
 
 // put copies a host slice to device memory. The slice may be changed when it

@@ -9,6 +9,7 @@ package cuda
 
 static CUresult capture(CUstream s) { return cuStreamBeginCapture(s, CU_STREAM_CAPTURE_MODE_RELAXED); }
 static CUresult instantiate(CUgraphExec *x, CUgraph g) { return cuGraphInstantiateWithFlags(x, g, 0); }
+static CUresult pinned(void **p, size_t n) { return cuMemHostAlloc(p, n, 0); }
 static const char *message(CUresult r) {
   const char *s = 0;
   return cuGetErrorString(r, &s) == CUDA_SUCCESS && s ? s : "unknown error";
@@ -39,6 +40,19 @@ func check(r C.CUresult, what string) error {
 // with, which is 48 KB by default.
 func allowShared(f cu.Function, bytes int) error {
 	return check(C.cuFuncSetAttribute(C.CUfunction(handle(f)), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(bytes)), "shared memory")
+}
+
+// allocPinned is page-locked host memory, which the GPU copies from by itself.
+func allocPinned(bytes int) ([]byte, error) {
+	var p unsafe.Pointer
+	if err := check(C.pinned(&p, C.size_t(bytes)), "page-locked memory"); err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(p), bytes), nil
+}
+
+func freePinned(b []byte) error {
+	return check(C.cuMemFreeHost(unsafe.Pointer(&b[0])), "page-locked memory")
 }
 
 // graph is a captured sequence of launches, replayed by one call.

@@ -82,6 +82,16 @@ func (e *engine) Memory() (used, total int64) {
 	return used, total
 }
 
+// dropPrefixes gives the memory of the models' prefix caches back, where there is any.
+func (e *engine) dropPrefixes() (dropped bool) {
+	for m := range e.models {
+		if m.prefix.cache != 0 {
+			dropped = m.dropPrefix() == nil || dropped
+		}
+	}
+	return dropped
+}
+
 // Close frees everything, open models too.
 func (e *engine) Close() error {
 	if e.device == nil {
@@ -117,6 +127,9 @@ func (e *engine) Open(src *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
 		return nil, fmt.Errorf("cuda: open: precision %q: this engine computes in %s or %s", o.Precision, gpu.Float32, gpu.BFloat16)
 	}
 	c := src.Config
+	if c.Dim > maxDim {
+		return nil, fmt.Errorf("cuda: open: hidden_size %d: this engine takes up to %d", c.Dim, maxDim)
+	}
 	if c.Dim%8 != 0 || c.Hidden%8 != 0 {
 		return nil, fmt.Errorf("cuda: open: hidden_size %d and intermediate_size %d: this engine wants multiples of 8", c.Dim, c.Hidden)
 	}
@@ -129,10 +142,7 @@ func (e *engine) Open(src *checkpoint.Model, o gpu.Options) (gpu.Model, error) {
 	if c.Architecture == checkpoint.GPTNeoX && o.Precision == gpu.BFloat16 && c.Dim/c.Attention.Heads%8 != 0 {
 		return nil, fmt.Errorf("cuda: open: heads of %d dimensions: in bf16 this engine's attention wants a multiple of 8", c.Dim/c.Attention.Heads)
 	}
-	m := &model{engine: e, config: c, options: o, element: float32s, graphs: map[kind]*captured{}}
-	if o.Precision == gpu.BFloat16 {
-		m.element = bf16s
-	}
+	m := &model{engine: e, config: c, options: o, graphs: map[kind]*captured{}}
 	err := e.do(func() error {
 		var err error
 		if m.weights, err = newWeights(e.device, src, o); err != nil {

@@ -28,6 +28,7 @@ func (p *pass) beside() *pass {
 const (
 	eventStart = iota
 	eventFilterGradient
+	eventStaged
 	eventFilter
 )
 
@@ -36,67 +37,84 @@ func (p *pass) kernel(name string, grid [3]int, block [2]int, shared int, args .
 	p.launch(name+p.element.suffix(), grid, block, shared, args...)
 }
 
-// linear is d[N, out] = x[N, in] · wᵀ + bias, in the operands' type.
-func (p *pass) linear(d, x ptr, w, bias string, in, out int) {
-	p.product(product{m: p.b.n, n: out, k: in, a: x, lda: in, b: p.operand(w), tb: true, ldb: in, d: d, ldd: out, bias: p.operand(bias), in: p.element, out: p.element})
+// project is d[N, out] = x̂[N, in] · W'ᵀ + b' of a projection behind a norm.
+func (p *pass) project(d, h ptr, f *fold) {
+	p.product(product{m: p.b.n, n: f.out, k: f.in, a: h, lda: f.in, b: f.weight, tb: true, ldb: f.in, d: d, ldd: f.out, bias: f.bias, in: p.element, out: p.element})
 }
 
-// residual is next[N, D] = x + y[N, in] · wᵀ + bias in float32; y is
-// channel-major [in, ld] where ld is not 0.
-func (p *pass) residual(next, x, y ptr, w, bias string, in, ld int) {
-	d := p.config.Dim
-	g := product{m: p.b.n, n: d, k: in, a: y, lda: in, b: p.operand(w), tb: true, ldb: in, c: x, beta: 1, d: next, ldd: d, bias: p.at(bias), in: p.element, out: float32s}
+// branch is d[N, D] = y[N, in] · wᵀ + bias, which goes into the residual
+// stream; y is channel-major [in, ld] where ld is not 0.
+func (p *pass) branch(d, y ptr, layer string, in, ld int) {
+	g := product{m: p.b.n, n: p.config.Dim, k: in, a: y, lda: in, b: p.operand(layer + "weight"), tb: true, ldb: in, d: d, ldd: p.config.Dim,
+		bias: p.operand(layer + "bias"), in: p.element, out: p.element}
 	if ld > 0 {
 		g.ta, g.lda = true, ld
 	}
 	p.product(g)
 }
 
-// norm is y₁, y₂ of layernorm.cu; name2 may be empty.
-func (p *pass) norm(x ptr, name1, name2 string, y1, y2, mean, rstd ptr) {
-	var g2, b2 ptr
-	if name2 != "" {
-		g2, b2 = p.at(name2+"weight"), p.at(name2+"bias")
+// residual is the residual stream next = x + m + f and its norm, affine where
+// gamma is not 0; next or norm may be 0. See residual.cu.
+func (p *pass) residual(x, m, f, next, norm, gamma, beta, mean, rstd ptr) {
+	d := p.config.Dim
+	p.kernel(fmt.Sprintf("residual_forward_%d", chunks(d)), [3]int{ceil(p.b.n, 8), 1, 1}, [2]int{256, 1}, 0,
+		x, m, f, next, norm, gamma, beta, mean, rstd, p.b.n, d, float32(p.config.Eps))
+}
+
+// last is the terms of the residual stream after block top.
+func (p *pass) last() (x, m, f ptr) {
+	if p.b.top < 0 {
+		return p.b.x, 0, 0
 	}
-	p.kernel("layernorm_forward", [3]int{ceil(p.b.n, 8), 1, 1}, [2]int{256, 1}, 0, x, p.at(name1+"weight"), p.at(name1+"bias"), g2, b2,
-		y1, y2, mean, rstd, p.b.n, p.config.Dim, float32(p.config.Eps))
+	return p.b.blocks[p.b.top].x, p.b.m, p.b.f
+}
+
+// kept is the residual stream after block i, one of those that the job keeps;
+// the last is added up for it.
+func (p *pass) kept(i int) ptr {
+	if i < p.b.top {
+		return p.b.blocks[i+1].x
+	}
+	x, m, f := p.last()
+	p.residual(x, m, f, p.b.x, 0, 0, 0, 0, 0)
+	return p.b.x
 }
 
 // embed is x[n] = E[token[n]], the input of block 0.
-func (p *pass) embed(x ptr) {
-	p.launch("embedding_forward", [3]int{p.b.n, 1, 1}, [2]int{128, 1}, 0, p.at(checkpoint.EmbedIn), p.b.tokens, x, p.config.Dim)
+func (p *pass) embed() {
+	p.launch("embedding_forward", [3]int{p.b.n, 1, 1}, [2]int{128, 1}, 0, p.at(checkpoint.EmbedIn), p.b.tokens, p.b.x, p.config.Dim)
 }
 
-// block is x + mixer(LN₁ x) + mlp(LN₂ x) of layer i.
+// block is m = mixer(LN₁ x) and f = mlp(LN₂ x) of layer i.
 func (p *pass) block(i int) {
-	k, name := &p.b.blocks[i], checkpoint.Block(i)
+	b, k, name := p.b, &p.b.blocks[i], checkpoint.Block(i)
 	d, hidden := p.config.Dim, p.config.Hidden
-	p.norm(k.x, name+"input_layernorm.", name+"post_attention_layernorm.", k.h1, k.h2, k.mean, k.rstd)
+	mixer, mlp := p.projections(i)
 	if p.config.Architecture == checkpoint.HyenaNeoX {
-		p.hyena(k, name+"hyena.", i)
-		p.residual(k.next, k.x, k.y, name+"hyena.out_proj.weight", name+"hyena.out_proj.bias", d, p.b.ld)
+		p.hyena(k, name+"hyena.", mixer, i)
+		p.branch(b.m, k.y, name+"hyena.out_proj.", d, b.ld)
 	} else {
-		p.attention(k, name+"attention.")
-		p.residual(k.next, k.x, k.o, name+"attention.dense.weight", name+"attention.dense.bias", d, 0)
+		p.attention(k, mixer)
+		p.branch(b.m, k.o, name+"attention.dense.", d, 0)
 	}
-	p.linear(k.a, k.h2, name+"mlp.dense_h_to_4h.weight", name+"mlp.dense_h_to_4h.bias", d, hidden)
-	p.kernel("gelu_forward", [3]int{ceil(p.b.n*hidden, 2048), 1, 1}, [2]int{256, 1}, 0, k.a, k.g, int64(p.b.n)*int64(hidden))
-	p.residual(k.next, k.next, k.g, name+"mlp.dense_4h_to_h.weight", name+"mlp.dense_4h_to_h.bias", hidden, 0)
+	p.project(k.a, k.h, mlp)
+	p.kernel("gelu_forward", [3]int{ceil(b.n*hidden, 2048), 1, 1}, [2]int{256, 1}, 0, k.a, k.g, int64(b.n)*int64(hidden))
+	p.branch(b.f, k.g, name+"mlp.dense_4h_to_h.", hidden, 0)
 }
 
 // hyena is y = q ⊙ (h ∗ u + β ⊙ u) of the norm's output, channel-major.
-func (p *pass) hyena(k *block, name string, layer int) {
+func (p *pass) hyena(k *block, name string, in *fold, layer int) {
 	b, d := p.b, p.config.Dim
-	// z = W h1ᵀ; its bias is added by the short convolution
-	p.product(product{m: 3 * d, n: b.n, k: d, a: p.operand(name + "in_proj.weight"), lda: d, b: k.h1, tb: true, ldb: d, d: k.z, ldd: b.ld, in: p.element, out: p.element})
+	// z = W' x̂ᵀ; its bias is added by the short convolution
+	p.product(product{m: 3 * d, n: b.n, k: d, a: in.weight, lda: d, b: k.h, tb: true, ldb: d, d: k.z, ldd: b.ld, in: p.element, out: p.element})
 	p.await(eventFilter + layer)
 	if b.tensor {
 		t := toeplitzOf(b.length)
-		p.launch("hyena_tensor_forward"+t.variant, [3]int{ceil(b.rows, toeplitzRows), d, 1}, [2]int{128, 1}, t.forward, k.z, p.at(name+"in_proj.bias"),
+		p.launch("hyena_tensor_forward"+t.variant, [3]int{ceil(b.rows, toeplitzRows), d, 1}, [2]int{128, 1}, t.forward, k.z, in.wide,
 			p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"), k.taps, p.decays, p.step(), p.at(name+"filter.bias"), k.y, b.rows, b.length, b.ld, b.ldf)
 		return
 	}
-	p.kernel("shortconv_forward", [3]int{ceil(b.ld, 2048), d, 1}, [2]int{256, 1}, 0, k.z, p.at(name+"in_proj.bias"),
+	p.kernel("shortconv_forward", [3]int{ceil(b.ld, 2048), d, 1}, [2]int{256, 1}, 0, k.z, in.wide,
 		p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"), k.q, k.u, d, b.n, b.ld, b.length)
 	c := convolution(b.points)
 	p.kernel(fmt.Sprintf("longconv_forward_%d", b.points), [3]int{d, min(ceil(b.rows, c.groups), max(1, 2048/d)), 1}, [2]int{c.threads, 1}, c.shared,
@@ -137,9 +155,9 @@ func (p *pass) wide(buffer ptr, first, name string) ptr {
 func (p *pass) step() float32 { return float32(1 / float64(max(p.config.Context-1, 1))) }
 
 // attention is o of attention.cu.
-func (p *pass) attention(k *block, name string) {
+func (p *pass) attention(k *block, in *fold) {
 	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
-	p.linear(k.qkv, k.h1, name+"query_key_value.weight", name+"query_key_value.bias", d, 3*d)
+	p.project(k.qkv, k.h, in)
 	p.rotate(k.qkv, 1)
 	t := attentionTiles(d/heads, p.element)
 	p.kernel(fmt.Sprintf("attention_forward_%d", t.dims), [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}, t.forward,
@@ -155,31 +173,47 @@ func (p *pass) rotate(qkv ptr, sign float32) {
 	}
 }
 
-// forward computes layers 0 … top of the tokens in b.tokens; after, where there
-// is one, sees the residual stream after each.
-func (p *pass) forward(after func(layer int, x ptr)) {
+// forward computes layers 0 … top of the tokens in b.tokens, or from b.lowest on
+// of what the prefix's cache has of them.
+func (p *pass) forward() {
 	side := p.beside()
 	side.after(p.queue, eventStart)
-	p.embed(p.b.blocks[0].x)
+	b := p.b
+	if b.lowest == 0 {
+		p.embed()
+	}
 	if p.config.Architecture == checkpoint.HyenaNeoX { // all filters, beside the blocks
-		for i := range p.b.blocks {
-			side.filter(&p.b.blocks[i], checkpoint.Block(i)+"hyena.filter.")
+		for i := b.lowest; i <= b.top; i++ {
+			side.filter(&b.blocks[i], checkpoint.Block(i)+"hyena.filter.")
 			side.mark(eventFilter + i)
 		}
 		p.note(side.err)
 	}
-	for i := range p.b.blocks {
-		p.block(i)
-		if after != nil {
-			after(i, p.b.blocks[i].next)
+	for i := b.lowest; i <= b.top; i++ {
+		k := &b.blocks[i]
+		switch {
+		case i > 0 && (i == b.lowest || i == b.from):
+			p.behindFrozen(k, i == b.lowest, b.blocks[i-1].x)
+		case i == 0:
+			p.norm(k, b.x, 0, 0, 0)
+		default:
+			p.norm(k, b.blocks[i-1].x, b.m, b.f, k.x)
 		}
+		p.block(i)
 	}
 }
 
-// final is the final norm, the input of the output embedding.
+// norm is a block's x̂ of x + m + f, which goes to next where that is not 0.
+func (p *pass) norm(k *block, x, m, f, next ptr) {
+	p.residual(x, m, f, next, k.h, 0, 0, 0, k.rstd)
+}
+
+// final is the final norm, the input of the output embedding. The residual
+// stream in front of it stays in b.x.
 func (p *pass) final() {
-	x := p.b.blocks[len(p.b.blocks)-1].next
-	p.norm(x, finalNorm, "", p.b.hf, 0, p.b.fmean, p.b.frstd)
+	b := p.b
+	x, m, f := p.last()
+	p.residual(x, m, f, b.x, b.hf, p.at(finalNorm+"weight"), p.at(finalNorm+"bias"), b.fmean, b.frstd)
 }
 
 const finalNorm = "gpt_neox.final_layer_norm."

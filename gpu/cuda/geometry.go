@@ -4,8 +4,8 @@ package cuda
 
 import "math"
 
-// What the kernels' templates fix: these mirror longconv.cu, fft.cuh and
-// attention.cu.
+// What the kernels' templates fix: these mirror longconv.cu, fft.cuh,
+// residual.cu and attention.cu.
 
 // maxLength is the longest sequence that the convolution's transforms cover.
 const maxLength = 8192
@@ -77,6 +77,18 @@ func attentionTiles(d int, e element) tiling {
 	t.forward, t.kv, t.q = 3*tile+square, 4*tile+2*square, 4*tile+square
 	return t
 }
+
+// chunks is the least instance of residual.cu whose warps cover rows of dim
+// elements, up to maxDim.
+func chunks(dim int) int {
+	c := 1
+	for 256*c < dim {
+		c *= 2
+	}
+	return c
+}
+
+const maxDim = 32 * 256
 
 // scale is 1/√d of a head's dimension.
 func scale(d int) float32 { return float32(1 / math.Sqrt(float64(d))) }

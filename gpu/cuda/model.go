@@ -13,14 +13,14 @@ import (
 // model is a model on the device: weights, constants of its configuration, and
 // the workspace that its calls share.
 type model struct {
-	engine  *engine
-	config  checkpoint.Config
-	options gpu.Options
-	element element // of stored activations and matrix products
-	*weights
+	engine           *engine
+	config           checkpoint.Config
+	options          gpu.Options
+	*weights             // with the element of stored activations and matrix products
 	features, decays ptr // student
 	rotary           ptr // teacher
 	work             workspace
+	prefix           prefix
 	graphs           map[kind]*captured
 	closed           bool
 }
@@ -46,21 +46,18 @@ func (m *model) pass(j job) (*pass, error) {
 	return &pass{queue: &queue{device: m.engine.device}, model: m, b: b, partial: b.partial}, nil
 }
 
-// evaluate computes layers 0 … top of a batch; head makes room for logits.
-func (m *model) evaluate(b gpu.Batch, top int, head bool, after func(p *pass, layer int, x ptr)) (*pass, error) {
+// evaluate computes layers 0 … top of a batch; head makes room for logits, keep
+// for what is wanted of the layers in between.
+func (m *model) evaluate(b gpu.Batch, top int, head bool, keep []int) (*pass, error) {
 	if err := b.Check(m.config); err != nil {
 		return nil, fmt.Errorf("cuda: %w", err)
 	}
-	p, err := m.pass(job{rows: b.Rows, length: b.Length, top: top, from: top + 1, head: head})
+	p, err := m.pass(job{rows: b.Rows, length: b.Length, top: top, from: top + 1, head: head, keep: keep})
 	if err != nil {
 		return nil, err
 	}
 	put(p.queue, p.b.tokens, b.Tokens)
-	p.forward(func(layer int, x ptr) {
-		if after != nil {
-			after(p, layer, x)
-		}
-	})
+	p.forward()
 	if head {
 		p.final()
 	}
@@ -78,15 +75,14 @@ func (m *model) Hidden(b gpu.Batch, layers []int) (out [][]float32, err error) {
 		}
 	}
 	err = m.call(func() error {
-		p, err := m.evaluate(b, layers[len(layers)-1], false, func(p *pass, layer int, x ptr) {
-			if layer == layers[len(out)] {
-				v := make([]float32, len(b.Tokens)*m.config.Dim)
-				get(p.queue, v, x)
-				out = append(out, v)
-			}
-		})
+		p, err := m.evaluate(b, layers[len(layers)-1], false, layers)
 		if err != nil {
 			return err
+		}
+		for _, l := range layers {
+			v := make([]float32, len(b.Tokens)*m.config.Dim)
+			get(p.queue, v, p.kept(l))
+			out = append(out, v)
 		}
 		return p.done()
 	})
@@ -214,7 +210,7 @@ func (m *model) release() error {
 	delete(m.engine.models, m)
 	d := m.engine.device
 	errs := []error{m.forget(), m.weights.close()}
-	for _, p := range []*ptr{&m.features, &m.decays, &m.rotary, &m.work.base} {
+	for _, p := range []*ptr{&m.features, &m.decays, &m.rotary, &m.work.base, &m.prefix.cache} {
 		errs = append(errs, d.free(p))
 	}
 	return errors.Join(errs...)

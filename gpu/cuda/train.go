@@ -12,8 +12,20 @@ import (
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
 
-// encodings of targets, as mse.cu numbers them.
-var encodings = map[dtype.Type]int{dtype.Float32: 0, dtype.Float16: 1, dtype.BFloat16: 2, dtype.Int8: 3}
+// encodings of targets in records and, as a teacher on the device leaves them,
+// still to be rounded; as target.cuh numbers them.
+var (
+	encodings = map[dtype.Type]int{dtype.Float32: 0, dtype.Float16: 1, dtype.BFloat16: 2, dtype.Int8: 3}
+	roundings = map[dtype.Type]int{dtype.Float32: 0, dtype.Float16: 5, dtype.BFloat16: 6, dtype.Int8: 7}
+)
+
+// encoding is a target's. That of a teacher on the device has no values.
+func (p *pass) encoding(t gpu.Target) int {
+	if len(t.Values) == 0 {
+		return roundings[t.Type]
+	}
+	return encodings[t.Type]
+}
 
 // plan says what a step needs of its model.
 func (m *model) plan(s gpu.Step) job {
@@ -23,10 +35,19 @@ func (m *model) plan(s gpu.Step) job {
 		j.top, j.from, j.embed = s.Layer, s.Layer, s.Layer == 0
 	case gpu.JointMSE:
 		j.top = s.Targets[len(s.Targets)-1].Layer
+		j.keep = layers(s.Targets[:len(s.Targets)-1])
 	default:
 		j.top, j.head, j.soft, j.targets = m.config.Layers-1, true, s.Objective == gpu.SoftTargets, nil
 	}
 	return j
+}
+
+// layers of targets.
+func layers(targets []gpu.Target) (list []int) {
+	for _, t := range targets {
+		list = append(list, t.Layer)
+	}
+	return list
 }
 
 // gradients computes a step's loss and leaves the trained weights' gradients
@@ -47,12 +68,12 @@ func (m *model) gradients(s gpu.Step, move bool) (gpu.Result, error) {
 		return none, err
 	}
 	var teacher *pass
-	if p.b.soft {
-		if teacher, err = m.teacher(s); err != nil {
+	if s.Teacher != nil {
+		if teacher, err = m.teacher(s, p); err != nil {
 			return none, err
 		}
 	}
-	p.load(s)
+	p.reuse(s, move)
 	terms := p.replay(s, teacher, move)
 	losses, u := make([]float64, terms), make([]update, 1)
 	get(p.queue, losses, p.b.losses)
@@ -65,44 +86,61 @@ func (m *model) gradients(s gpu.Step, move bool) (gpu.Result, error) {
 }
 
 // load copies a step's data to the device: all that differs from one step of a
-// kind to the next.
+// kind to the next, but for the targets.
 func (p *pass) load(s gpu.Step) {
 	put(p.queue, p.b.tokens, s.Tokens)
-	for i, t := range p.b.targets {
-		put(p.queue, p.b.target[i], t.Values)
-		put(p.queue, p.b.scales[i], t.Scales)
-	}
+	put(p.queue, p.b.slots, p.b.rowSlots)
 	if p.b.embed {
 		p.loadOrder(s.Tokens)
 	}
 	put(p.queue, p.update, []float32{float32(s.Rate)})
 }
 
-// compute is a step on loaded data: it touches device memory alone, and always
-// the same for steps of one kind and shape. The loss is the sum of as many terms
-// in b.losses as it returns.
-func (p *pass) compute(s gpu.Step, teacher *pass, move bool) (terms int) {
-	if teacher != nil {
-		teacher.forward(nil)
-		teacher.final()
-		if p.err == nil {
-			p.err = teacher.err
-		}
+// loadTargets copies the targets of a step without a teacher beside. They go
+// while what was issued before runs, and what follows waits for them.
+func (p *pass) loadTargets() {
+	for i, t := range p.b.targets {
+		p.stage(p.b.target[i], t.Values)
+		put(p.queue, p.b.scales[i], t.Scales)
 	}
-	p.forward(nil)
+	p.staged()
+}
+
+// outputs is the first part of a step on loaded data: it touches device memory
+// alone, and always the same for steps of one kind and shape.
+func (p *pass) outputs(teacher *pass) {
+	if teacher != nil {
+		teacher.forward()
+		if p.b.soft {
+			teacher.final()
+		}
+		for i, t := range p.b.targets {
+			p.b.target[i] = teacher.kept(t.Layer)
+		}
+		p.note(teacher.err)
+	}
+	p.forward()
+}
+
+// learn is the second part: losses, gradients and, where it is to move them,
+// the weights. The loss is the sum of as many terms in b.losses as it returns.
+func (p *pass) learn(s gpu.Step, teacher *pass, move bool) (terms int) {
 	terms = p.backward(s, teacher)
 	first, end := p.trained(s)
-	p.model.norm(p.queue, first, end)
+	p.weights.norm(p.queue, first, end)
 	if move {
 		p.adamw(p.queue, first, end, p.options.Optimizer)
+		for i := p.b.from; i <= p.b.top; i++ {
+			p.weights.fold(p.queue, i)
+		}
 	}
 	return terms
 }
 
-// teacher has a soft-target step's teacher ready to give logits.
-func (m *model) teacher(s gpu.Step) (*pass, error) {
+// teacher has a step's teacher ready to give logits or targets.
+func (m *model) teacher(s gpu.Step, student *pass) (*pass, error) {
 	t, ok := s.Teacher.(*model)
-	if !ok || t.engine != m.engine || t.element != m.element {
+	if !ok || t.engine != m.engine || student.b.soft && t.element != m.element {
 		return nil, errors.New("cuda: step: the teacher is a model of another engine or precision")
 	}
 	if t == m {
@@ -111,10 +149,13 @@ func (m *model) teacher(s gpu.Step) (*pass, error) {
 	if t.closed {
 		return nil, errClosed
 	}
-	if err := s.Batch.Check(t.config); err != nil {
-		return nil, fmt.Errorf("cuda: %w (teacher)", err)
+	j := job{rows: s.Rows, length: s.Length, top: t.config.Layers - 1, head: student.b.soft}
+	if !j.head {
+		j.keep = layers(s.Targets)
+		j.top = j.keep[len(j.keep)-1]
 	}
-	p, err := t.pass(job{rows: s.Rows, length: s.Length, top: t.config.Layers - 1, from: t.config.Layers, head: true})
+	j.from = j.top + 1
+	p, err := t.pass(j)
 	if err != nil {
 		return nil, err
 	}
@@ -131,13 +172,28 @@ func (p *pass) backward(s gpu.Step, teacher *pass) (terms int) {
 	if p.config.Architecture == checkpoint.HyenaNeoX {
 		p.mark(eventFilterGradient) // there is none above the topmost block
 	}
-	next := len(b.targets) - 1
-	for i := b.top; i >= b.from; i-- {
-		if next >= 0 && b.targets[next].Layer == i {
-			p.mse(next, terms)
-			next, terms = next-1, terms+1
+	at := len(b.targets) - 1
+	target := func(layer int) int { // the target after a layer, once
+		if at >= 0 && b.targets[at].Layer == layer {
+			at--
+			return at + 1
 		}
-		p.blockBackward(i, i > b.from || b.embed)
+		return -1
+	}
+	if !b.head {
+		p.streamBackward(b.top, target(b.top), terms)
+		terms++
+	}
+	for i := b.top; i >= b.from; i-- {
+		below := i > b.from || b.embed
+		p.blockBackward(i, below)
+		if below {
+			t := target(i - 1)
+			p.streamBackward(i-1, t, terms)
+			if t >= 0 {
+				terms++
+			}
+		}
 	}
 	if b.embed {
 		p.embedBackward()
@@ -146,19 +202,6 @@ func (p *pass) backward(s gpu.Step, teacher *pass) (terms int) {
 		p.await(eventFilterGradient)
 	}
 	return terms
-}
-
-// mse adds the error against target i to the losses and its gradient to dx,
-// which the topmost layer's sets.
-func (p *pass) mse(i, term int) {
-	b, t := p.b, p.b.targets[i]
-	layer, n := t.Layer, int64(p.b.n)*int64(p.config.Dim)
-	add := 0
-	if layer < b.top {
-		add = 1
-	}
-	p.kernel("mse", [3]int{sumBlocks, 1, 1}, [2]int{256, 1}, 0, b.blocks[layer].next, b.target[i], b.scales[i], b.dx, p.narrow(), p.partial, n, p.config.Dim, encodings[t.Type], add)
-	p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, p.partial, int64(sumBlocks), 1/float64(n), b.losses+ptr(8*term))
 }
 
 // head is the output embedding and the losses on logits, chunk by chunk, then
@@ -172,7 +215,6 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 	}
 	hard /= float64(b.rows) * float64(b.length-1)
 	soft /= float64(b.n)
-	last := len(b.blocks) - 1
 	dhf := b.dh1
 	for row := 0; row < b.n; row += b.chunk {
 		rows := min(b.chunk, b.n-row)
@@ -191,9 +233,10 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 		p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, b.kl, int64(b.n), soft, b.losses+8)
 		terms = 2
 	}
-	x := b.blocks[last].next
-	p.normParameters(x, b.fmean, b.frstd, dhf, 0, finalNorm, "")
-	p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, x, b.fmean, b.frstd, p.at(finalNorm+"weight"), ptr(0), dhf, ptr(0), ptr(0), b.dx, p.narrow(), b.n, d)
+	p.kernel("layernorm_parameters", [3]int{ceil(d, 32), sumParts, 1}, columns, 0, b.x, b.fmean, b.frstd, dhf, p.partial, b.n, d)
+	p.sums(0, d, 2*d, finalNorm+"weight", "")
+	p.sums(d, d, 2*d, finalNorm+"bias", "")
+	p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, b.x, b.fmean, b.frstd, p.at(finalNorm+"weight"), dhf, b.dx, p.narrow(), b.n, d)
 	return terms
 }
 

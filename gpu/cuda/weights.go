@@ -36,16 +36,19 @@ type update struct {
 // weights are a model's weights on the device, in the order of its Specs in one
 // flat float32 buffer; gradients and moments lie in twins of it.
 type weights struct {
-	device *device
-	specs  []checkpoint.Spec
-	index  map[string]int
-	offset []int64 // of each weight, elements
-	chunk  []int   // first chunk of each weight, and one past the last
-	total  int64   // elements of a flat buffer
-	ffn    int64   // elements there of one filter's FFN, whose weights follow each other
+	device  *device
+	specs   []checkpoint.Spec
+	index   map[string]int
+	offset  []int64 // of each weight, elements
+	chunk   []int   // first chunk of each weight, and one past the last
+	total   int64   // elements of a flat buffer
+	ffn     int64   // elements there of one filter's FFN, whose weights follow each other
+	element element // of matrix products
 
 	master ptr // float32
 	copy   ptr // bf16, for the matrix products; 0 in float32
+	folds  []fold
+	folded ptr // what folds point into
 	// where trained
 	grad, mean, variance ptr
 	steps, corrections   ptr // int32 and two float32 a weight
@@ -56,7 +59,10 @@ type weights struct {
 }
 
 func newWeights(d *device, m *checkpoint.Model, o gpu.Options) (*weights, error) {
-	w := &weights{device: d, specs: m.Config.Specs(), index: map[string]int{}}
+	w := &weights{device: d, specs: m.Config.Specs(), index: map[string]int{}, element: float32s}
+	if o.Precision == gpu.BFloat16 {
+		w.element = bf16s
+	}
 	var chunks []chunk
 	for i, s := range w.specs {
 		w.index[s.Name] = i
@@ -83,6 +89,9 @@ func newWeights(d *device, m *checkpoint.Model, o gpu.Options) (*weights, error)
 	alloc(&w.master, 4*w.total, "weights")
 	if o.Precision == gpu.BFloat16 {
 		alloc(&w.copy, 2*w.total, "the weights' bf16 copy")
+	}
+	if err == nil {
+		w.folds, w.folded, err = newFolds(d, m.Config, w.element)
 	}
 	if o.Train {
 		alloc(&w.grad, 4*w.total, "gradients")
@@ -116,6 +125,9 @@ func newWeights(d *device, m *checkpoint.Model, o gpu.Options) (*weights, error)
 	if w.copy != 0 {
 		q.launch("to_bf16", [3]int{1024, 1, 1}, [2]int{256, 1}, 0, w.master, w.copy, w.total)
 	}
+	for i := range m.Config.Layers {
+		w.fold(q, i)
+	}
 	if o.Train {
 		for _, p := range []ptr{w.grad, w.mean, w.variance} {
 			q.zero(p, 4*w.total)
@@ -132,7 +144,7 @@ func newWeights(d *device, m *checkpoint.Model, o gpu.Options) (*weights, error)
 
 func (w *weights) close() error {
 	var errs []error
-	for _, p := range []*ptr{&w.master, &w.copy, &w.grad, &w.mean, &w.variance, &w.steps, &w.corrections, &w.decay, &w.chunks, &w.update, &w.partial} {
+	for _, p := range []*ptr{&w.master, &w.copy, &w.folded, &w.grad, &w.mean, &w.variance, &w.steps, &w.corrections, &w.decay, &w.chunks, &w.update, &w.partial} {
 		errs = append(errs, w.device.free(p))
 	}
 	return errors.Join(errs...)

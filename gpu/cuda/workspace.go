@@ -5,6 +5,7 @@ package cuda
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"gorgonia.org/cu"
 
@@ -13,10 +14,11 @@ import (
 )
 
 const (
-	// slices is how many parts column sums over rows are cut into.
-	slices = 64
-	// sumBlocks is the grid of kernels that leave a sum a block.
-	sumBlocks = 1024
+	// sumParts is how many parts column sums over rows are cut into.
+	sumParts = 64
+	// streamBlocks is the grid of residual.cu's backward kernels, which leave sums
+	// a block.
+	streamBlocks = 264
 	// logitBytes bounds a chunk of logits.
 	logitBytes = 400 << 20
 )
@@ -44,22 +46,26 @@ func (l *layout) take(bytes int64) ptr {
 // job says what a call needs.
 type job struct {
 	rows, length int
-	top          int  // last block that is computed; −1: none
-	from         int  // first block that is differentiated; top + 1: none
-	embed        bool // the token embedding is differentiated
-	head         bool // final norm and logits
-	soft         bool // a teacher's logits beside
-	tensor       bool // the convolution by longconv_tensor.cu instead of transforms
+	top          int   // last block that is computed; −1: none
+	from         int   // first block that is differentiated; top + 1: none
+	embed        bool  // the token embedding is differentiated
+	head         bool  // final norm and logits
+	soft         bool  // a teacher's logits beside
+	tensor       bool  // the convolution by longconv_tensor.cu instead of transforms
+	keep         []int // layers, ascending, after which the residual stream is wanted when all is computed
 	targets      []gpu.Target
 }
+
+// keeps tells whether the residual stream after a layer is wanted later.
+func (j job) keeps(layer int) bool { return slices.Contains(j.keep, layer) }
 
 // block holds what one block computes. Frozen blocks share one and keep
 // nothing; a block that is differentiated has its own.
 type block struct {
-	x, next    ptr // residual stream before and after, float32 [N, D]
-	h1, h2     ptr // norms' outputs [N, D]
-	mean, rstd ptr // float32 [N]
-	a, g       ptr // MLP before and after GELU [N, Hidden]
+	x    ptr // residual stream before it, float32 [N, D]
+	h    ptr // x̂ of both norms [N, D]
+	rstd ptr // float32 [N]
+	a, g ptr // MLP before and after GELU [N, Hidden]
 	// student, channel-major
 	z, y     ptr    // [3D, ld], [D, ld]
 	q, u     ptr    // float32 [D, ld]
@@ -79,8 +85,13 @@ type buffers struct {
 	points     int // of a transform
 	parts      int // slices of the batch in the convolution's backward pass
 	tokens     ptr
+	lowest     int     // first block that is computed; those below are in the prefix's cache
+	rowSlots   []int32 // where each sequence is kept there
+	slots      ptr     // the same on the device
 	blocks     []block // of layers 0 … top
 	frozen     block
+	x          ptr // residual stream where it is not kept: what is before a block is overwritten by what is after it
+	m, f       ptr // what a block adds to it, by its mixer and its MLP [N, D]
 
 	// head
 	hf, fmean, frstd     ptr
@@ -91,6 +102,7 @@ type buffers struct {
 	target, scales       []ptr // one a target
 	partial              ptr   // slices of column sums, float32
 	sidePartial          ptr   // the filters' own, float64
+	columns              ptr   // of dx, float32 [streamBlocks, D]
 	dx, dxc              ptr   // gradient of the residual stream, and in the operands' type
 	dg, dh1, dh2         ptr
 	dy, dq, du, dz       ptr
@@ -109,11 +121,10 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	b := &buffers{job: j, n: n, ld: round(n, 8), ldf: round(j.length, 8), points: points(j.length)}
 	N, D, ld, es := int64(n), int64(c.Dim), int64(b.ld), e.size()
 	trains := j.from <= j.top || j.embed
-	b.tokens = l.take(4 * N)
+	b.tokens, b.slots = l.take(4*N), l.take(4*int64(j.rows))
 	b.losses = l.take(8 * int64(c.Layers+2))
 	newBlock := func() (k block) {
-		k.h1, k.h2 = l.take(es*N*D), l.take(es*N*D)
-		k.mean, k.rstd = l.take(4*N), l.take(4*N)
+		k.h, k.rstd = l.take(es*N*D), l.take(4*N)
 		k.a = l.take(es * N * int64(c.Hidden))
 		k.g = l.take(es * N * int64(c.Hidden))
 		if c.Architecture == checkpoint.HyenaNeoX {
@@ -131,17 +142,18 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		}
 		return k
 	}
-	x := l.take(4 * N * D)
+	b.x, b.m, b.f = l.take(4*N*D), l.take(es*N*D), l.take(es*N*D)
 	if j.from > 0 && j.top >= 0 {
 		b.frozen = newBlock()
 	}
 	for i := 0; i <= j.top; i++ {
 		k := b.frozen
-		k.x, k.next = x, x
 		if i >= j.from {
 			k = newBlock()
-			k.x, k.next = x, l.take(4*N*D)
-			x = k.next
+		}
+		k.x = b.x
+		if j.keeps(i - 1) {
+			k.x = l.take(4 * N * D)
 		}
 		if c.Architecture == checkpoint.HyenaNeoX { // all filters are made before the first is used
 			if j.tensor {
@@ -170,10 +182,15 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		return b
 	}
 	for _, t := range j.targets {
-		b.target, b.scales = append(b.target, l.take(int64(t.Type.Size())*N*D)), append(b.scales, l.take(4*N))
+		size := int64(t.Type.Size()) * N * D
+		if len(t.Values) == 0 { // a teacher's, which are in its workspace
+			size = 0
+		}
+		b.target, b.scales = append(b.target, l.take(size)), append(b.scales, l.take(4*N))
 	}
-	b.partial = l.take(4 * max(slices*4*D, slices*int64(c.Hidden), slices*3*D, sumBlocks))
+	b.partial = l.take(4 * max(2*sumParts*D, sumParts*int64(c.Hidden), 3*sumParts*D, streamBlocks))
 	b.sidePartial = l.take(8 * filterSlices * 2 * int64(c.Hyena.Width))
+	b.columns = l.take(4 * streamBlocks * D)
 	b.dx = l.take(4 * N * D)
 	b.dxc = b.dx
 	if e == bf16s {
@@ -230,7 +247,11 @@ func (m *model) prepare(j job) (*buffers, error) {
 			return nil, fmt.Errorf("cuda:%d: %w", d.ordinal, err)
 		}
 		m.work.size = 0
-		p, err := d.alloc(want, fmt.Sprintf("the activations of %d sequences of %d tokens", j.rows, j.length))
+		what := fmt.Sprintf("the activations of %d sequences of %d tokens", j.rows, j.length)
+		p, err := d.alloc(want, what)
+		if err != nil && m.engine.dropPrefixes() { // what is kept can be computed again
+			p, err = d.alloc(want, what)
+		}
 		if err != nil {
 			fits := 0
 			if free, _, e := cu.MemInfo(); e == nil {

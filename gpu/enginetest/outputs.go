@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
@@ -153,6 +154,42 @@ func (s suite) targetTypes(t *testing.T) {
 	check(int8s)
 }
 
+// teacherBeside checks that a step with a teacher gives, bit for bit, what the
+// teacher's outputs give as targets, rounded to each type that records have.
+func (s suite) teacherBeside(t *testing.T) {
+	e := s.engine(t)
+	c := studentConfig()
+	m, teacher := s.model(t, e, random(c, 53)), s.model(t, e, random(teacherConfig(), 54))
+	for i, typ := range []dtype.Type{dtype.Float32, dtype.Float16, dtype.BFloat16, dtype.Int8} {
+		b := batch(c, 3, 11+i, 55)
+		for name, layers := range map[gpu.Objective][]int{gpu.LayerMSE: {1}, gpu.JointMSE: {0, 2}} {
+			hidden, err := teacher.Hidden(b, layers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			recorded := gpu.Step{Batch: b, Objective: name, Layer: layers[0]}
+			beside := recorded
+			beside.Teacher = teacher
+			for k, layer := range layers {
+				g := gpu.Target{Layer: layer, Type: typ}
+				beside.Targets = append(beside.Targets, g)
+				if g.Values, g.Scales, err = activation.Encode(typ, hidden[k], c.Dim); err != nil {
+					t.Fatal(err)
+				}
+				recorded.Targets = append(recorded.Targets, g)
+			}
+			want, wantGrads := gradients(t, m, recorded)
+			for range 3 { // an engine may take other ways from the second step on
+				got, grads := gradients(t, m, beside)
+				if got.Loss != want.Loss || !(got.Loss > 0) {
+					t.Errorf("%s, %s: loss %.9g with the teacher beside, %.9g from its outputs", name, typ, got.Loss, want.Loss)
+				}
+				sameWeights(t, fmt.Sprintf("%s, %s", name, typ), grads, wantGrads)
+			}
+		}
+	}
+}
+
 // refusals checks that bad input is an error that says what is wrong, and that
 // the model goes on working after it.
 func (s suite) refusals(t *testing.T) {
@@ -210,6 +247,23 @@ func (s suite) refusals(t *testing.T) {
 		}},
 		{"int8 without its scales", "scales", func() error {
 			_, err := m.Step(gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: 1, Targets: []gpu.Target{scales}})
+			return err
+		}},
+		{"values beside a teacher", "teacher", func() error {
+			_, err := m.Step(gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: 1, Targets: []gpu.Target{good}, Teacher: teacher})
+			return err
+		}},
+		{"a teacher with too few layers", "layers", func() error {
+			few := random(teacherConfig(), 50)
+			few.Config.Layers = 1
+			for _, spec := range random(teacherConfig(), 50).Config.Specs() {
+				if spec.Layer > 0 {
+					delete(few.Weights, spec.Name)
+				}
+			}
+			x := s.model(t, e, few)
+			defer x.Close()
+			_, err := m.Step(gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: 1, Targets: []gpu.Target{{Layer: 1, Type: dtype.Float16}}, Teacher: x})
 			return err
 		}},
 		{"a float64 target", "F64", func() error {

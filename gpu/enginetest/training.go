@@ -213,8 +213,58 @@ func (s suite) frozenPrefix(t *testing.T) {
 		_, alone := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: i, Targets: []gpu.Target{g}})
 		_, whole := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.JointMSE, Targets: []gpu.Target{g}})
 		for name, v := range alone {
-			near(t, fmt.Sprintf("layer %d: %s", i, name), v, whole[name], s.tol.Gradient/10)
+			near(t, fmt.Sprintf("layer %d: %s", i, name), v, whole[name], s.tol.Prefix)
 		}
+	}
+}
+
+// keptPrefix checks that steps which may keep what the frozen prefix computed
+// give the same bits as steps which may not, through layers and epochs of
+// batches that are composed anew, with too little memory for all, after a step
+// that moves the prefix, and back at a lower layer.
+func (s suite) keptPrefix(t *testing.T) {
+	c := studentConfig()
+	const rows, length, sequences = 3, 20, 8
+	all := batch(c, sequences, length, 60)
+	run := func(memory int64) (losses []float64, w map[string][]float32) {
+		e := s.engine(t)
+		m, err := e.Open(random(c, 61), gpu.Options{Precision: s.tol.Precision, Train: true, PrefixCache: memory})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := source(62)
+		epochs := func(layer int) {
+			for range 3 {
+				order := r.Perm(sequences)
+				for at := 0; at+rows <= sequences; at += rows {
+					st := gpu.Step{Batch: gpu.Batch{Rows: rows, Length: length}, Objective: gpu.LayerMSE, Layer: layer, Rate: 1e-2}
+					for _, id := range order[at : at+rows] {
+						st.IDs = append(st.IDs, int64(id)*7)
+						st.Tokens = append(st.Tokens, all.Tokens[id*length:(id+1)*length]...)
+					}
+					st.Targets = []gpu.Target{target(c, st.Batch, layer, uint64(63+at))}
+					losses = append(losses, step(t, m, st).Loss)
+				}
+			}
+		}
+		for layer := range c.Layers {
+			epochs(layer)
+		}
+		losses = append(losses, step(t, m, gpu.Step{Batch: all, Objective: gpu.CrossEntropy, Rate: 1e-2}).Loss)
+		epochs(2)
+		epochs(1)
+		epochs(2)
+		return losses, weights(t, m)
+	}
+	wantLosses, want := run(0)
+	for _, memory := range []int64{1 << 20, 5 * length * int64(c.Dim) * 4, -1} {
+		losses, w := run(memory)
+		for i := range losses {
+			if losses[i] != wantLosses[i] {
+				t.Fatalf("with %d bytes to keep prefixes in, the loss of step %d is %.9g, without %.9g", memory, i, losses[i], wantLosses[i])
+			}
+		}
+		sameWeights(t, fmt.Sprintf("with %d bytes to keep prefixes in", memory), w, want)
 	}
 }
 

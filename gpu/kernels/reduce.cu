@@ -2,20 +2,30 @@
 #include "common.cuh"
 
 // Column sums over a slice of rows: partial[s, c] = Σ_{rows of slice s} v[r, c].
-// v: [rows, cols] of T. Grid (cols/32, slices), block 32 × 8.
+// v: [rows, cols] of T, cols a multiple of 8. Grid (cols/256, slices), block
+// 32 × 8: a thread has 8 columns.
 template <class T> __device__ void column_sum(const T *v, float *partial, int rows, int cols) {
-  __shared__ float part[8][32];
-  const int c = blockIdx.x * 32 + threadIdx.x;
-  float s = 0;
-  if (c < cols)
-    for (int row = blockIdx.y * 8 + threadIdx.y; row < rows; row += gridDim.y * 8) s += load(v[(size_t)row * cols + c]);
-  part[threadIdx.y][threadIdx.x] = s;
-  __syncthreads();
-  if (threadIdx.y == 0 && c < cols) {
-    float t = 0;
+  __shared__ float part[8][256];
+  const int c = blockIdx.x * 256 + threadIdx.x * 8;
+  float s[8] = {};
+  if (c < cols) {
+#pragma unroll 4
+    for (int row = blockIdx.y * 8 + threadIdx.y; row < rows; row += gridDim.y * 8) {
+      float x[8];
+      load8(v + (size_t)row * cols + c, x);
 #pragma unroll
-    for (int y = 0; y < 8; y++) t += part[y][threadIdx.x];
-    partial[(size_t)blockIdx.y * cols + c] = t;
+      for (int i = 0; i < 8; i++) s[i] += x[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) part[threadIdx.y][threadIdx.x * 8 + i] = s[i];
+  __syncthreads();
+  const int t = threadIdx.y * 32 + threadIdx.x, col = blockIdx.x * 256 + t;
+  if (col < cols) {
+    float sum = 0;
+#pragma unroll
+    for (int y = 0; y < 8; y++) sum += part[y][t];
+    partial[(size_t)blockIdx.y * cols + col] = sum;
   }
 }
 EXPORT(column_sum, 256, (const T *v, float *partial, int rows, int cols), (v, partial, rows, cols))
@@ -26,6 +36,7 @@ extern "C" __global__ void reduce_slices(const float *partial, float *out, float
   const int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (c >= cols) return;
   float s = 0;
+#pragma unroll 8
   for (int i = 0; i < slices; i++) s += partial[i * stride + c];
   out[c] = s;
   if (out2) out2[c] = s;
