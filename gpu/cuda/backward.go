@@ -191,12 +191,22 @@ func (p *pass) attentionBackward(k *block, name string, in *fold) {
 	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
 	p.weightGradient(name+"dense.weight", b.dxc, d, 0, k.o, d, 0)
 	p.inputGradient(b.do, b.dxc, d, 0, p.operand(name+"dense.weight"), d)
-	p.kernel("attention_delta", [3]int{ceil(b.n*heads, 8), 1, 1}, [2]int{256, 1}, 0, k.o, b.do, b.delta, b.n, b.length, heads, d/heads)
-	t := attentionTiles(d/heads, p.element)
-	grid, block := [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}
-	p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), grid, block, t.kv, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
-	p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), grid, block, t.q, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, d/heads, scale(d/heads))
-	p.rotate(b.dqkv, -1)
+	head, ldqkv, ldo, lddo, ldd := d/heads, 3*d, d, d, 3*d
+	t := attentionTiles(head, p.element, p.hopper)
+	queries, keys := [3]int{ceil(b.length, t.rows), heads, b.rows}, [3]int{ceil(b.length, t.keys[0]), heads, b.rows}
+	block, keyBlock := [2]int{t.threads, 1}, [2]int{t.keys[1], 1}
+	if t.hopper { // dq's pass leaves delta for the other
+		qkv, do := p.headMap(k.qkv, b.rows, b.length, 3*heads, head, ldqkv), p.headMap(b.do, b.rows, b.length, heads, head, lddo)
+		p.launch(fmt.Sprintf("attention_hopper_backward_q_%d", t.dims), queries, block, t.q,
+			qkv, do, k.o, b.do, k.lse, b.delta, b.dqkv, b.length, head, ldo, lddo, ldd, scale(head))
+		p.launch(fmt.Sprintf("attention_hopper_backward_kv_%d", t.dims), keys, keyBlock, t.kv,
+			qkv, do, k.lse, b.delta, b.dqkv, b.length, head, ldd, scale(head))
+	} else {
+		p.kernel("attention_delta", [3]int{ceil(b.n*heads, 8), 1, 1}, [2]int{256, 1}, 0, k.o, b.do, b.delta, b.n, b.length, heads, head, ldo, lddo)
+		p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), keys, keyBlock, t.kv, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, head, ldqkv, lddo, ldd, scale(head))
+		p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), queries, block, t.q, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, head, ldqkv, lddo, ldd, scale(head))
+	}
+	p.rotate(b.dqkv, ldd, -1)
 	p.biasGradient(b.dqkv, 3*d, in.layer+"bias", "")
 	p.weightGradient(in.layer+"weight", b.dqkv, 3*d, 0, k.h, d, 0)
 }

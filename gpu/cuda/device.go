@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime"
 	"strconv"
 	"unsafe"
 
@@ -30,6 +29,7 @@ type device struct {
 	dev       cu.Device
 	name      string
 	shared    int       // bytes of shared memory that a block can have
+	hopper    bool      // what runs is the machine code for sm_90a
 	stream    cu.Stream // all work but
 	side      cu.Stream // what runs beside it: the filters' small kernels
 	events    []cu.Event
@@ -91,6 +91,13 @@ func (d *device) open() error {
 	}
 	if d.module, err = cu.LoadData(kernels.Fatbin); err != nil {
 		return fmt.Errorf("kernels: %w (built for another GPU?)", err)
+	}
+	f, err := d.function("attention_hopper_forward_64", 0)
+	if err != nil {
+		return err
+	}
+	if d.hopper, err = builtFor(f, 90); err != nil {
+		return err
 	}
 	if d.blas, err = newBlas(d); err != nil {
 		return err
@@ -267,7 +274,8 @@ func (q *queue) after(other *queue, i int) {
 }
 
 // launch runs a kernel over a grid. Arguments are ptr, int, int64, float32 or
-// float64; each takes an 8-byte slot, of which the kernel reads what it needs.
+// float64, each in an 8-byte slot of which the kernel reads what it needs, or a
+// tensorMap.
 func (q *queue) launch(name string, grid [3]int, block [2]int, shared int, args ...any) {
 	if q.err != nil {
 		return
@@ -277,30 +285,29 @@ func (q *queue) launch(name string, grid [3]int, block [2]int, shared int, args 
 		q.err = err
 		return
 	}
-	slots := make([]uint64, len(args))
-	pointers := make([]unsafe.Pointer, len(args))
+	var packed arguments
 	for i, a := range args {
 		switch v := a.(type) {
 		case ptr:
-			slots[i] = uint64(v)
+			packed.add(uint64(v))
 		case int:
-			slots[i] = uint64(v)
+			packed.add(uint64(v))
 		case int64:
-			slots[i] = uint64(v)
+			packed.add(uint64(v))
 		case float32:
-			slots[i] = uint64(math.Float32bits(v))
+			packed.add(uint64(math.Float32bits(v)))
 		case float64:
-			slots[i] = math.Float64bits(v)
+			packed.add(math.Float64bits(v))
+		case tensorMap:
+			packed.add(v[:]...)
 		default:
 			q.err = fmt.Errorf("kernel %s: argument %d is a %T", name, i, a)
 			return
 		}
-		pointers[i] = unsafe.Pointer(&slots[i])
 	}
-	if err := f.Launch(grid[0], grid[1], grid[2], block[0], block[1], 1, shared, q.on(), pointers); err != nil {
+	if err := launchKernel(f, grid, block, shared, q.on(), packed); err != nil {
 		q.err = fmt.Errorf("kernel %s: %w", name, err)
 	}
-	runtime.KeepAlive(slots)
 }
 
 // each runs a kernel of one thread an element.

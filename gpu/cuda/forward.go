@@ -158,18 +158,25 @@ func (p *pass) step() float32 { return float32(1 / float64(max(p.config.Context-
 func (p *pass) attention(k *block, in *fold) {
 	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
 	p.project(k.qkv, k.h, in)
-	p.rotate(k.qkv, 1)
-	t := attentionTiles(d/heads, p.element)
-	p.kernel(fmt.Sprintf("attention_forward_%d", t.dims), [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}, t.forward,
-		k.qkv, k.o, k.lse, b.length, d/heads, scale(d/heads))
+	p.rotate(k.qkv, 3*d, 1)
+	head, ldqkv, ldo := d/heads, 3*d, d
+	t := attentionTiles(head, p.element, p.hopper)
+	grid, block := [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}
+	if t.hopper {
+		p.launch(fmt.Sprintf("attention_hopper_forward_%d", t.dims), grid, block, t.forward,
+			p.headMap(k.qkv, b.rows, b.length, 3*heads, head, ldqkv), k.o, k.lse, b.length, head, ldo, scale(head))
+		return
+	}
+	p.kernel(fmt.Sprintf("attention_forward_%d", t.dims), grid, block, t.forward, k.qkv, k.o, k.lse, b.length, head, ldqkv, ldo, scale(head))
 }
 
-// rotate applies the rotary embedding in place, or takes a gradient back.
-func (p *pass) rotate(qkv ptr, sign float32) {
+// rotate applies the rotary embedding in place, or takes a gradient back. Rows of
+// qkv are ld elements apart.
+func (p *pass) rotate(qkv ptr, ld int, sign float32) {
 	c := p.config
 	half := c.RotaryDims() / 2
 	if n := p.b.n * c.Attention.Heads * 2 * half; n > 0 {
-		p.kernel("rotary", [3]int{ceil(n, 256), 1, 1}, [2]int{256, 1}, 0, qkv, p.rotary, p.b.n, p.b.length, c.Attention.Heads, c.Dim/c.Attention.Heads, half, sign)
+		p.kernel("rotary", [3]int{ceil(n, 256), 1, 1}, [2]int{256, 1}, 0, qkv, p.rotary, p.b.n, p.b.length, c.Attention.Heads, c.Dim/c.Attention.Heads, half, ld, sign)
 	}
 }
 

@@ -45,18 +45,33 @@ func toeplitzOf(length int) toeplitz {
 // toeplitzRows is how many sequences one of its blocks works on.
 const toeplitzRows = 8
 
-// tiling is how attention.cu (float32) and attention_tensor.cu (bf16) cut
-// sequences for one head dimension.
+// tiling is how attention.cu (float32), attention_tensor.cu and
+// attention_hopper.cu (bf16) cut sequences for one head dimension.
 type tiling struct {
-	dims           int // the head dimension filled up
-	rows, threads  int // of the tile that a block sums
-	forward, kv, q int // bytes of shared memory
+	hopper         bool
+	dims           int    // the head dimension filled up
+	rows, threads  int    // of the tile that a block sums
+	keys           [2]int // the same of the pass for dk and dv
+	forward, kv, q int    // bytes of shared memory
 }
 
-func attentionTiles(d int, e element) tiling {
+// attentionTiles is the tiling for heads of d dimensions; hopper tells that the
+// card is one.
+func attentionTiles(d int, e element, hopper bool) tiling {
 	t := tiling{dims: 16}
 	for t.dims < d {
 		t.dims *= 2
+	}
+	if e == bf16s && hopper && t.dims >= 64 {
+		t.hopper, t.rows, t.threads = true, 128, 256
+		// tiles of 64 rows that stay, and stages of two in a ring; barriers
+		tile := 128 * t.dims
+		t.keys, t.forward, t.q, t.kv = [2]int{64, 128}, (2+2*4)*tile, (4+2*4)*tile, (2+2*3)*tile+1024
+		if t.dims > 64 {
+			t.keys, t.forward, t.q, t.kv = [2]int{128, 256}, (2+2*3)*tile, (4+2*3)*tile, (4+2*3)*tile+2048
+		}
+		t.forward, t.q, t.kv = t.forward+128, t.q+128, t.kv+128
+		return t
 	}
 	if e == bf16s {
 		cols := 64
@@ -67,6 +82,7 @@ func attentionTiles(d int, e element) tiling {
 		line := 2 * (t.dims + 8)
 		t.forward, t.q = (64+4*cols)*line, (128+4*cols)*line
 		t.kv = t.q + 16*cols
+		t.keys = [2]int{t.rows, t.threads}
 		return t
 	}
 	t.rows, t.threads = 64, 256
@@ -75,6 +91,7 @@ func attentionTiles(d int, e element) tiling {
 	}
 	tile, square := 4*t.rows*(t.dims+1), 4*t.rows*(t.rows+1)
 	t.forward, t.kv, t.q = 3*tile+square, 4*tile+2*square, 4*tile+square
+	t.keys = [2]int{t.rows, t.threads}
 	return t
 }
 

@@ -8,27 +8,29 @@
 //   dv_j = Σ_i P_ij do_i,   dk_j = Σ_i dS_ij q_i,   dq_i = Σ_j dS_ij k_j
 //
 // qkv, dqkv: [B·L, heads, 3, d] of T, as the fused projection gives it (head-
-// major); o, do: [B·L, heads, d]; lse, Δ: [B, heads, L] float32. The backward
+// major); o, do: [B·L, heads, d]; rows of each are its own stride apart, in
+// elements (ldqkv, ldd, ldo, lddo); lse, Δ: [B, heads, L] float32. The backward
 // pass computes P again, once by columns for dk and dv and once by rows for dq,
 // so that every sum has one owner and no atomics are needed.
 //
-// The tiles' arithmetic here is plain float32; bf16 has attention_tensor.cu.
+// The tiles' arithmetic here is plain float32; bf16 has attention_tensor.cu, and
+// attention_hopper.cu where the card is one.
 #include "common.cuh"
 
 // Rotates q and k in place by sign · position; sign is −1 to take a gradient
 // back. table: [L, half, 2] of (cos, sin). A thread a pair of dimensions
 // (i, i + half) of one head's q or k.
-template <class T> __device__ void rotary(T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, float sign) {
+template <class T> __device__ void rotary(T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign) {
   const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x, n = (long long)rows * heads * 2 * half;
   if (i >= n) return;
   const int p = i % half, which = i / half % 2, head = i / (2 * half) % heads;
   const long long row = i / ((long long)2 * half * heads);
   const float2 r = table[(row % length) * half + p];
-  T *a = qkv + ((row * heads + head) * 3 + which) * d + p;
+  T *a = qkv + row * ldqkv + (head * 3 + which) * d + p;
   const float x = load(a[0]), y = load(a[half]), s = sign * r.y;
   a[0] = store<T>(x * r.x - y * s), a[half] = store<T>(y * r.x + x * s);
 }
-EXPORT(rotary, 256, (T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, float sign), (qkv, table, rows, length, heads, d, half, sign))
+EXPORT(rotary, 256, (T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign), (qkv, table, rows, length, heads, d, half, ldqkv, sign))
 
 // d ≤ D, filled up with zeros; tiles of N × N positions; 16 × 16 threads.
 template <int D> struct Tile {
@@ -95,22 +97,21 @@ __device__ __forceinline__ float row_max(float v) {
 
 // Grid (tiles of queries, heads, B).
 template <class T, int D>
-__device__ void attention_forward(const T *qkv, T *o, float *lse, int length, int d, float scale) {
+__device__ void attention_forward(const T *qkv, T *o, float *lse, int length, int d, int ldqkv, int ldo, float scale) {
   using C = Tile<D>;
   extern __shared__ float shared_tiles[];
   float *Q = shared_tiles, *K = Q + C::N * C::LD, *V = K + C::N * C::LD, *P = V + C::N * C::LD;
   const int heads = gridDim.y, head = blockIdx.y, tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
   const int i0 = (gridDim.x - 1 - blockIdx.x) * C::N;  // the longest first
-  const size_t stride = (size_t)heads * 3 * d;
-  const T *base = qkv + (size_t)blockIdx.z * length * stride + (size_t)head * 3 * d;
-  load_tile<D>(Q, base, stride, i0, length, d);
+  const T *base = qkv + (size_t)blockIdx.z * length * ldqkv + (size_t)head * 3 * d;
+  load_tile<D>(Q, base, ldqkv, i0, length, d);
   float acc[C::M][C::E] = {}, m[C::M], l[C::M];
 #pragma unroll
   for (int a = 0; a < C::M; a++) m[a] = -CUDART_INF_F, l[a] = 0;
   for (int j0 = 0; j0 <= i0 && j0 < length; j0 += C::N) {
     __syncthreads();
-    load_tile<D>(K, base + d, stride, j0, length, d);
-    load_tile<D>(V, base + 2 * d, stride, j0, length, d);
+    load_tile<D>(K, base + d, ldqkv, j0, length, d);
+    load_tile<D>(V, base + 2 * d, ldqkv, j0, length, d);
     __syncthreads();
     float s[C::M][C::M];
     scores<D>(Q, K, s);
@@ -146,22 +147,23 @@ __device__ void attention_forward(const T *qkv, T *o, float *lse, int length, in
     if (i >= length) continue;
 #pragma unroll
     for (int e = 0; e < C::E; e++)
-      if (tx + 16 * e < d) o[(((size_t)blockIdx.z * length + i) * heads + head) * d + tx + 16 * e] = store<T>(acc[a][e] / l[a]);
+      if (tx + 16 * e < d) o[((size_t)blockIdx.z * length + i) * ldo + (size_t)head * d + tx + 16 * e] = store<T>(acc[a][e] / l[a]);
     if (tx == 0) lse[((size_t)blockIdx.z * heads + head) * length + i] = m[a] + logf(l[a]);
   }
 }
 
 // delta[b, h, i] = do · o. One warp a position of a head.
-template <class T> __device__ void attention_delta(const T *o, const T *dO, float *delta, int rows, int length, int heads, int d) {
+template <class T> __device__ void attention_delta(const T *o, const T *dO, float *delta, int rows, int length, int heads, int d, int ldo, int lddo) {
   const long long i = (long long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
   if (i >= (long long)rows * heads) return;
+  const long long row = i / heads, head = i % heads;
+  const T *x = o + row * ldo + head * d, *y = dO + row * lddo + head * d;
   float s = 0;
-  for (int c = threadIdx.x & 31; c < d; c += 32) s += load(o[i * d + c]) * load(dO[i * d + c]);
+  for (int c = threadIdx.x & 31; c < d; c += 32) s += load(x[c]) * load(y[c]);
   s = warp_sum(s);
-  const long long row = i / heads;
-  if ((threadIdx.x & 31) == 0) delta[(row / length * heads + i % heads) * length + row % length] = s;
+  if ((threadIdx.x & 31) == 0) delta[(row / length * heads + head) * length + row % length] = s;
 }
-EXPORT(attention_delta, 256, (const T *o, const T *dO, float *delta, int rows, int length, int heads, int d), (o, dO, delta, rows, length, heads, d))
+EXPORT(attention_delta, 256, (const T *o, const T *dO, float *delta, int rows, int length, int heads, int d, int ldo, int lddo), (o, dO, delta, rows, length, heads, d, ldo, lddo))
 
 // P and dS of one pair of tiles, to shared memory: rows are queries i0 …,
 // columns keys j0 ….
@@ -189,28 +191,28 @@ __device__ __forceinline__ void probabilities(const float *Q, const float *K, co
 
 // dk and dv. Grid (tiles of keys, heads, B).
 template <class T, int D>
-__device__ void attention_backward_kv(const T *qkv, const T *dO, const float *lse, const float *delta, T *dqkv, int length, int d, float scale) {
+__device__ void attention_backward_kv(const T *qkv, const T *dO, const float *lse, const float *delta, T *dqkv, int length, int d, int ldqkv, int lddo, int ldd, float scale) {
   using C = Tile<D>;
   extern __shared__ float shared_tiles[];
   float *Q = shared_tiles, *K = Q + C::N * C::LD, *V = K + C::N * C::LD, *O = V + C::N * C::LD, *P = O + C::N * C::LD, *dS = P + C::N * C::LN;
   const int heads = gridDim.y, head = blockIdx.y, tx = threadIdx.x & 15, ty = threadIdx.x >> 4, j0 = blockIdx.x * C::N;
-  const size_t stride = (size_t)heads * 3 * d, first = (size_t)blockIdx.z * length;
-  const T *base = qkv + first * stride + (size_t)head * 3 * d, *obase = dO + (first * heads + head) * d;
+  const size_t first = (size_t)blockIdx.z * length;
+  const T *base = qkv + first * ldqkv + (size_t)head * 3 * d, *obase = dO + first * lddo + (size_t)head * d;
   const float *z = lse + ((size_t)blockIdx.z * heads + head) * length, *dl = delta + ((size_t)blockIdx.z * heads + head) * length;
-  load_tile<D>(K, base + d, stride, j0, length, d);
-  load_tile<D>(V, base + 2 * d, stride, j0, length, d);
+  load_tile<D>(K, base + d, ldqkv, j0, length, d);
+  load_tile<D>(V, base + 2 * d, ldqkv, j0, length, d);
   float dk[C::M][C::E] = {}, dv[C::M][C::E] = {};
   for (int i0 = j0; i0 < length; i0 += C::N) {
     __syncthreads();
-    load_tile<D>(Q, base, stride, i0, length, d);
-    load_tile<D>(O, obase, (size_t)heads * d, i0, length, d);
+    load_tile<D>(Q, base, ldqkv, i0, length, d);
+    load_tile<D>(O, obase, lddo, i0, length, d);
     __syncthreads();
     probabilities<D>(Q, K, V, O, P, dS, z, dl, i0, j0, length, scale);
     __syncthreads();
     weighted<D, true>(P, O, dv);
     weighted<D, true>(dS, Q, dk);
   }
-  T *out = dqkv + first * stride + (size_t)head * 3 * d;
+  T *out = dqkv + first * ldd + (size_t)head * 3 * d;
 #pragma unroll
   for (int a = 0; a < C::M; a++) {
     const int j = j0 + ty + 16 * a;
@@ -218,57 +220,60 @@ __device__ void attention_backward_kv(const T *qkv, const T *dO, const float *ls
 #pragma unroll
     for (int e = 0; e < C::E; e++)
       if (tx + 16 * e < d) {
-        out[(size_t)j * stride + d + tx + 16 * e] = store<T>(dk[a][e]);
-        out[(size_t)j * stride + 2 * d + tx + 16 * e] = store<T>(dv[a][e]);
+        out[(size_t)j * ldd + d + tx + 16 * e] = store<T>(dk[a][e]);
+        out[(size_t)j * ldd + 2 * d + tx + 16 * e] = store<T>(dv[a][e]);
       }
   }
 }
 
 // dq. Grid (tiles of queries, heads, B).
 template <class T, int D>
-__device__ void attention_backward_q(const T *qkv, const T *dO, const float *lse, const float *delta, T *dqkv, int length, int d, float scale) {
+__device__ void attention_backward_q(const T *qkv, const T *dO, const float *lse, const float *delta, T *dqkv, int length, int d, int ldqkv, int lddo, int ldd, float scale) {
   using C = Tile<D>;
   extern __shared__ float shared_tiles[];
   float *Q = shared_tiles, *K = Q + C::N * C::LD, *V = K + C::N * C::LD, *O = V + C::N * C::LD, *dS = O + C::N * C::LD;
   const int heads = gridDim.y, head = blockIdx.y, tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
   const int i0 = (gridDim.x - 1 - blockIdx.x) * C::N;
-  const size_t stride = (size_t)heads * 3 * d, first = (size_t)blockIdx.z * length;
-  const T *base = qkv + first * stride + (size_t)head * 3 * d, *obase = dO + (first * heads + head) * d;
+  const size_t first = (size_t)blockIdx.z * length;
+  const T *base = qkv + first * ldqkv + (size_t)head * 3 * d, *obase = dO + first * lddo + (size_t)head * d;
   const float *z = lse + ((size_t)blockIdx.z * heads + head) * length, *dl = delta + ((size_t)blockIdx.z * heads + head) * length;
-  load_tile<D>(Q, base, stride, i0, length, d);
-  load_tile<D>(O, obase, (size_t)heads * d, i0, length, d);
+  load_tile<D>(Q, base, ldqkv, i0, length, d);
+  load_tile<D>(O, obase, lddo, i0, length, d);
   float dq[C::M][C::E] = {};
   for (int j0 = 0; j0 <= i0; j0 += C::N) {
     __syncthreads();
-    load_tile<D>(K, base + d, stride, j0, length, d);
-    load_tile<D>(V, base + 2 * d, stride, j0, length, d);
+    load_tile<D>(K, base + d, ldqkv, j0, length, d);
+    load_tile<D>(V, base + 2 * d, ldqkv, j0, length, d);
     __syncthreads();
     probabilities<D>(Q, K, V, O, nullptr, dS, z, dl, i0, j0, length, scale);
     __syncthreads();
     weighted<D, false>(dS, K, dq);
   }
-  T *out = dqkv + first * stride + (size_t)head * 3 * d;
+  T *out = dqkv + first * ldd + (size_t)head * 3 * d;
 #pragma unroll
   for (int a = 0; a < C::M; a++) {
     const int i = i0 + ty + 16 * a;
     if (i >= length) continue;
 #pragma unroll
     for (int e = 0; e < C::E; e++)
-      if (tx + 16 * e < d) out[(size_t)i * stride + tx + 16 * e] = store<T>(dq[a][e]);
+      if (tx + 16 * e < d) out[(size_t)i * ldd + tx + 16 * e] = store<T>(dq[a][e]);
   }
 }
 
-#define ATTENTION(D)                                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256) attention_forward_##D##_float32(const float *qkv, float *o, float *lse, int length, int d, float scale) {           \
-    attention_forward<float, D>(qkv, o, lse, length, d, scale);                                                                                               \
-  }                                                                                                                                                       \
-  extern "C" __global__ void __launch_bounds__(256)                                                                                                       \
-      attention_backward_kv_##D##_float32(const float *qkv, const float *dO, const float *lse, const float *delta, float *dqkv, int length, int d, float scale) {          \
-    attention_backward_kv<float, D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                             \
-  }                                                                                                                                                       \
-  extern "C" __global__ void __launch_bounds__(256)                                                                                                       \
-      attention_backward_q_##D##_float32(const float *qkv, const float *dO, const float *lse, const float *delta, float *dqkv, int length, int d, float scale) {           \
-    attention_backward_q<float, D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                              \
+#define ATTENTION(D)                                                                                                                                 \
+  extern "C" __global__ void __launch_bounds__(256)                                                                                                  \
+      attention_forward_##D##_float32(const float *qkv, float *o, float *lse, int length, int d, int ldqkv, int ldo, float scale) {                  \
+    attention_forward<float, D>(qkv, o, lse, length, d, ldqkv, ldo, scale);                                                                          \
+  }                                                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(256)                                                                                                  \
+      attention_backward_kv_##D##_float32(const float *qkv, const float *dO, const float *lse, const float *delta, float *dqkv, int length, int d,   \
+                                          int ldqkv, int lddo, int ldd, float scale) {                                                               \
+    attention_backward_kv<float, D>(qkv, dO, lse, delta, dqkv, length, d, ldqkv, lddo, ldd, scale);                                                  \
+  }                                                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(256)                                                                                                  \
+      attention_backward_q_##D##_float32(const float *qkv, const float *dO, const float *lse, const float *delta, float *dqkv, int length, int d,    \
+                                         int ldqkv, int lddo, int ldd, float scale) {                                                                \
+    attention_backward_q<float, D>(qkv, dO, lse, delta, dqkv, length, d, ldqkv, lddo, ldd, scale);                                                   \
   }
 ATTENTION(16)
 ATTENTION(32)

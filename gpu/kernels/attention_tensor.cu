@@ -107,18 +107,17 @@ __device__ __forceinline__ float quad_max(float v) { v = fmaxf(v, __shfl_xor_syn
 __device__ __forceinline__ float quad_sum(float v) { v += __shfl_xor_sync(~0u, v, 1); return v + __shfl_xor_sync(~0u, v, 2); }
 
 // Grid (tiles of queries, heads, B).
-template <int D> __device__ void forward(const bf16 *qkv, bf16 *o, float *lse, int length, int d, float scale) {
+template <int D> __device__ void forward(const bf16 *qkv, bf16 *o, float *lse, int length, int d, int ldqkv, int ldo, float scale) {
   using C = Shape<D>;
   extern __shared__ __align__(16) bf16 tiles[];
   bf16 *Q = tiles, *K = Q + C::ROWS * C::LD, *V = K + 2 * C::COLS * C::LD;
   const int heads = gridDim.y, head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int i0 = (gridDim.x - 1 - blockIdx.x) * C::ROWS;  // the longest first
-  const size_t stride = (size_t)heads * 3 * d;
-  const bf16 *base = qkv + (size_t)blockIdx.z * length * stride + (size_t)head * 3 * d;
+  const bf16 *base = qkv + (size_t)blockIdx.z * length * ldqkv + (size_t)head * 3 * d;
   const int end = min(i0 + C::ROWS, length), count = (end + C::COLS - 1) / C::COLS;
-  copy_tile<D, C::ROWS>(Q, base, stride, i0, length, d);
-  copy_tile<D, C::COLS>(K, base + d, stride, 0, length, d);
-  copy_tile<D, C::COLS>(V, base + 2 * d, stride, 0, length, d);
+  copy_tile<D, C::ROWS>(Q, base, ldqkv, i0, length, d);
+  copy_tile<D, C::COLS>(K, base + d, ldqkv, 0, length, d);
+  copy_tile<D, C::COLS>(V, base + 2 * d, ldqkv, 0, length, d);
   commit();
   const int row = i0 + warp * 16 + (lane >> 2);
   uint32_t q[D / 16][4];
@@ -128,8 +127,8 @@ template <int D> __device__ void forward(const bf16 *qkv, bf16 *o, float *lse, i
     const int j0 = t * C::COLS;
     if (t + 1 < count) {
       const int next = (t + 1) & 1;
-      copy_tile<D, C::COLS>(K + next * C::COLS * C::LD, base + d, stride, j0 + C::COLS, length, d);
-      copy_tile<D, C::COLS>(V + next * C::COLS * C::LD, base + 2 * d, stride, j0 + C::COLS, length, d);
+      copy_tile<D, C::COLS>(K + next * C::COLS * C::LD, base + d, ldqkv, j0 + C::COLS, length, d);
+      copy_tile<D, C::COLS>(V + next * C::COLS * C::LD, base + 2 * d, ldqkv, j0 + C::COLS, length, d);
     }
     commit();
     wait<1>();
@@ -166,7 +165,7 @@ template <int D> __device__ void forward(const bf16 *qkv, bf16 *o, float *lse, i
     }
     __syncthreads();
   }
-  write<D>(o + ((size_t)blockIdx.z * length * heads + head) * d, acc, i0 + warp * 16, (size_t)heads * d, length, d, 1 / l[0], 1 / l[1]);
+  write<D>(o + (size_t)blockIdx.z * length * ldo + (size_t)head * d, acc, i0 + warp * 16, ldo, length, d, 1 / l[0], 1 / l[1]);
   if ((lane & 3) == 0) {
     float *z = lse + ((size_t)blockIdx.z * heads + head) * length;
     if (row < length) z[row] = (m[0] + log2f(l[0])) / LOG2E;
@@ -175,29 +174,29 @@ template <int D> __device__ void forward(const bf16 *qkv, bf16 *o, float *lse, i
 }
 
 // dk and dv. Grid (tiles of keys, heads, B).
-template <int D> __device__ void backward_kv(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d, float scale) {
+template <int D> __device__ void backward_kv(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d, int ldqkv, int lddo, int ldd, float scale) {
   using C = Shape<D>;
   extern __shared__ __align__(16) bf16 tiles[];
   bf16 *K = tiles, *V = K + C::ROWS * C::LD, *Q = V + C::ROWS * C::LD, *O = Q + 2 * C::COLS * C::LD;
   float *stats = reinterpret_cast<float *>(O + 2 * C::COLS * C::LD);  // lse and delta of two tiles
   const int heads = gridDim.y, head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, j0 = blockIdx.x * C::ROWS;
-  const size_t stride = (size_t)heads * 3 * d, first = (size_t)blockIdx.z * length;
-  const bf16 *base = qkv + first * stride + (size_t)head * 3 * d, *obase = dO + (first * heads + head) * d;
+  const size_t first = (size_t)blockIdx.z * length;
+  const bf16 *base = qkv + first * ldqkv + (size_t)head * 3 * d, *obase = dO + first * lddo + (size_t)head * d;
   const float *z = lse + ((size_t)blockIdx.z * heads + head) * length, *dl = delta + ((size_t)blockIdx.z * heads + head) * length;
   const int from = j0 / C::COLS, count = (length + C::COLS - 1) / C::COLS;
   const float factor = scale * LOG2E;
   auto fetch = [&](int t) {
     const int at = t & 1, i0 = t * C::COLS;
-    copy_tile<D, C::COLS>(Q + at * C::COLS * C::LD, base, stride, i0, length, d);
-    copy_tile<D, C::COLS>(O + at * C::COLS * C::LD, obase, (size_t)heads * d, i0, length, d);
+    copy_tile<D, C::COLS>(Q + at * C::COLS * C::LD, base, ldqkv, i0, length, d);
+    copy_tile<D, C::COLS>(O + at * C::COLS * C::LD, obase, lddo, i0, length, d);
     if (threadIdx.x < C::COLS) {
       const int i = i0 + threadIdx.x;
       stats[at * 2 * C::COLS + threadIdx.x] = i < length ? z[i] * LOG2E : 0.0f;
       stats[at * 2 * C::COLS + C::COLS + threadIdx.x] = i < length ? dl[i] : 0.0f;
     }
   };
-  copy_tile<D, C::ROWS>(K, base + d, stride, j0, length, d);
-  copy_tile<D, C::ROWS>(V, base + 2 * d, stride, j0, length, d);
+  copy_tile<D, C::ROWS>(K, base + d, ldqkv, j0, length, d);
+  copy_tile<D, C::ROWS>(V, base + 2 * d, ldqkv, j0, length, d);
   fetch(from);
   commit();
   const int row = j0 + warp * 16 + (lane >> 2);  // a key
@@ -233,28 +232,28 @@ template <int D> __device__ void backward_kv(const bf16 *qkv, const bf16 *dO, co
     }
     __syncthreads();
   }
-  bf16 *out = dqkv + first * stride + (size_t)head * 3 * d;
-  write<D>(out + d, dk, j0 + warp * 16, stride, length, d, scale, scale);
-  write<D>(out + 2 * d, dv, j0 + warp * 16, stride, length, d, 1, 1);
+  bf16 *out = dqkv + first * ldd + (size_t)head * 3 * d;
+  write<D>(out + d, dk, j0 + warp * 16, ldd, length, d, scale, scale);
+  write<D>(out + 2 * d, dv, j0 + warp * 16, ldd, length, d, 1, 1);
 }
 
 // dq. Grid (tiles of queries, heads, B).
-template <int D> __device__ void backward_q(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d, float scale) {
+template <int D> __device__ void backward_q(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d, int ldqkv, int lddo, int ldd, float scale) {
   using C = Shape<D>;
   extern __shared__ __align__(16) bf16 tiles[];
   bf16 *Q = tiles, *O = Q + C::ROWS * C::LD, *K = O + C::ROWS * C::LD, *V = K + 2 * C::COLS * C::LD;
   const int heads = gridDim.y, head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int i0 = (gridDim.x - 1 - blockIdx.x) * C::ROWS;
-  const size_t stride = (size_t)heads * 3 * d, first = (size_t)blockIdx.z * length;
-  const bf16 *base = qkv + first * stride + (size_t)head * 3 * d, *obase = dO + (first * heads + head) * d;
+  const size_t first = (size_t)blockIdx.z * length;
+  const bf16 *base = qkv + first * ldqkv + (size_t)head * 3 * d, *obase = dO + first * lddo + (size_t)head * d;
   const size_t stat = ((size_t)blockIdx.z * heads + head) * length;
   const int end = min(i0 + C::ROWS, length), count = (end + C::COLS - 1) / C::COLS;
-  copy_tile<D, C::ROWS>(Q, base, stride, i0, length, d);
-  copy_tile<D, C::ROWS>(O, obase, (size_t)heads * d, i0, length, d);
+  copy_tile<D, C::ROWS>(Q, base, ldqkv, i0, length, d);
+  copy_tile<D, C::ROWS>(O, obase, lddo, i0, length, d);
   auto fetch = [&](int t) {
     const int at = t & 1;
-    copy_tile<D, C::COLS>(K + at * C::COLS * C::LD, base + d, stride, t * C::COLS, length, d);
-    copy_tile<D, C::COLS>(V + at * C::COLS * C::LD, base + 2 * d, stride, t * C::COLS, length, d);
+    copy_tile<D, C::COLS>(K + at * C::COLS * C::LD, base + d, ldqkv, t * C::COLS, length, d);
+    copy_tile<D, C::COLS>(V + at * C::COLS * C::LD, base + 2 * d, ldqkv, t * C::COLS, length, d);
   };
   fetch(0);
   commit();
@@ -294,22 +293,25 @@ template <int D> __device__ void backward_q(const bf16 *qkv, const bf16 *dO, con
     }
     __syncthreads();
   }
-  write<D>(dqkv + first * stride + (size_t)head * 3 * d, dq, i0 + warp * 16, stride, length, d, scale, scale);
+  write<D>(dqkv + first * ldd + (size_t)head * 3 * d, dq, i0 + warp * 16, ldd, length, d, scale, scale);
 }
 
 }  // namespace tensor
 
-#define ATTENTION_TENSOR(D)                                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(128) attention_forward_##D##_bf16(const bf16 *qkv, bf16 *o, float *lse, int length, int d, float scale) { \
-    tensor::forward<D>(qkv, o, lse, length, d, scale);                                                                                                 \
-  }                                                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128)                                                                                                    \
-      attention_backward_kv_##D##_bf16(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d, float scale) { \
-    tensor::backward_kv<D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                               \
-  }                                                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128)                                                                                                    \
-      attention_backward_q_##D##_bf16(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d, float scale) { \
-    tensor::backward_q<D>(qkv, dO, lse, delta, dqkv, length, d, scale);                                                                                \
+#define ATTENTION_TENSOR(D)                                                                                                                          \
+  extern "C" __global__ void __launch_bounds__(128)                                                                                                  \
+      attention_forward_##D##_bf16(const bf16 *qkv, bf16 *o, float *lse, int length, int d, int ldqkv, int ldo, float scale) {                       \
+    tensor::forward<D>(qkv, o, lse, length, d, ldqkv, ldo, scale);                                                                                   \
+  }                                                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(128)                                                                                                  \
+      attention_backward_kv_##D##_bf16(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d,         \
+                                       int ldqkv, int lddo, int ldd, float scale) {                                                                  \
+    tensor::backward_kv<D>(qkv, dO, lse, delta, dqkv, length, d, ldqkv, lddo, ldd, scale);                                                           \
+  }                                                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(128)                                                                                                  \
+      attention_backward_q_##D##_bf16(const bf16 *qkv, const bf16 *dO, const float *lse, const float *delta, bf16 *dqkv, int length, int d,          \
+                                      int ldqkv, int lddo, int ldd, float scale) {                                                                   \
+    tensor::backward_q<D>(qkv, dO, lse, delta, dqkv, length, d, ldqkv, lddo, ldd, scale);                                                            \
   }
 ATTENTION_TENSOR(16)
 ATTENTION_TENSOR(32)

@@ -11,9 +11,10 @@
 # stub with its symbols is made for the linker: at run time the driver's own
 # libcuda.so.1 is loaded.
 #
-# The fatbin holds machine code for sm_80 and sm_90 and PTX for what comes
-# later; SCAVENGE_CUDA_TARGETS="90" makes only what one's own card needs, in a
-# third of the time. Everything downloaded or made apart from the fatbin lies in
+# The fatbin holds machine code for sm_80 and sm_90a (Hopper, with instructions
+# that only it has; 90 means 90a) and PTX for what comes later;
+# SCAVENGE_CUDA_TARGETS="90" makes only what one's own card needs, in a third of
+# the time. Everything downloaded or made apart from the fatbin lies in
 # ${SCAVENGE_CUDA_CACHE:-~/.cache/scavenge-cuda}.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -51,7 +52,8 @@ fi
 
 # Each file is compiled for each target on its own, as many at a time as there
 # are processors, then the parts are bound into one fatbin.
-read -ra targets <<< "${SCAVENGE_CUDA_TARGETS:-80 90}"
+read -ra targets <<< "${SCAVENGE_CUDA_TARGETS:-80 90a}"
+targets=("${targets[@]/%90/90a}")
 ptx=${targets[0]}
 work=$(mktemp -d "$cache/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
