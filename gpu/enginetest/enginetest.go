@@ -22,6 +22,7 @@ type Tolerances struct {
 	Precision gpu.Precision // that models are opened with
 	Output    float64       // hidden states, logits, scores, losses
 	Gradient  float64       // each weight's gradient
+	Median    float64       // the median of those of a step
 	Prefix    float64       // gradients of a block alone, from those in the whole graph: an engine may round what frozen blocks give it
 	Start     float64       // losses before the first three steps of training
 	Curve     float64       // losses of ten steps; see curvesAgree
@@ -34,19 +35,22 @@ type Tolerances struct {
 // in float64: what is left is the rounding of the golden vectors and of weights
 // in checkpoints.
 func Float64() Tolerances {
-	return Tolerances{Precision: gpu.Float64, Output: 1e-6, Gradient: 1e-6, Prefix: 1e-7, Start: 1e-6, Curve: 1e-4, Slope: 1e-4, Epsilon: 1e-4}
+	return Tolerances{Precision: gpu.Float64, Output: 1e-6, Gradient: 1e-6, Median: 1e-6, Prefix: 1e-7, Start: 1e-6, Curve: 1e-4, Slope: 1e-4, Epsilon: 1e-4}
 }
 
 // Float32 are the tolerances of an engine that computes in float32.
 func Float32() Tolerances {
-	return Tolerances{Precision: gpu.Float32, Output: 1e-4, Gradient: 1e-4, Prefix: 1e-5, Start: 1e-4, Curve: 0.15, Slope: 1e-2, Epsilon: 1e-3}
+	return Tolerances{Precision: gpu.Float32, Output: 1e-4, Gradient: 1e-4, Median: 1e-4, Prefix: 1e-5, Start: 1e-4, Curve: 0.15, Slope: 1e-2, Epsilon: 1e-3}
 }
 
 // BFloat16 are those of one whose matrix products are in bf16, in which finite
 // differences drown, and of which the third loss of a curve already is far off:
-// AdamW's first steps have each gradient's sign and not its size.
+// AdamW's first steps have each gradient's sign and not its size. The bounds on
+// gradients are what PyTorch's autocast to bf16 needs on an H100: over other tokens
+// for the tiny golden case its worst gradient, of the KL, is off by 0.036 to
+// 0.071, and half of a step's gradients by less than 0.026.
 func BFloat16() Tolerances {
-	return Tolerances{Precision: gpu.BFloat16, Output: 2e-2, Gradient: 5e-2, Prefix: 2e-2, Start: 0.1, Curve: 0.3}
+	return Tolerances{Precision: gpu.BFloat16, Output: 2e-2, Gradient: 7.5e-2, Median: 3e-2, Prefix: 2e-2, Start: 0.1, Curve: 0.3}
 }
 
 // suite is one run of the tests.

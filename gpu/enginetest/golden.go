@@ -176,11 +176,19 @@ func (g *vectors) objective(t *testing.T, m gpu.Model, tag string, s gpu.Step) {
 	r, grads := gradients(t, m, s)
 	g.agree(t, tag+".loss", []float32{float32(r.Loss)}, g.tol.Output)
 	norm := 0.0
+	var errors []float64
 	for name, v := range grads {
 		g.agree(t, tag+".grad."+name, v, g.tol.Gradient)
+		if e, err := distance(v, g.expected[tag+".grad."+name]); err == nil {
+			errors = append(errors, e)
+		}
 		for _, x := range v {
 			norm += float64(x) * float64(x)
 		}
+	}
+	sort.Float64s(errors)
+	if n := len(errors); n > 0 && !(errors[n/2] <= g.tol.Median) {
+		t.Errorf("%s: half of the gradients are off by more than %.3g, at most %g is allowed", tag, errors[n/2], g.tol.Median)
 	}
 	if norm = math.Sqrt(norm); math.Abs(r.Norm-norm) > 1e-5*norm {
 		t.Errorf("%s: norm is %g, that of the gradients %g", tag, r.Norm, norm)
