@@ -42,7 +42,7 @@ func (p *pass) sums(at, cols, stride int, name, name2 string) {
 	if name2 != "" {
 		second = p.gradient(name2)
 	}
-	p.each("reduce_slices", cols, p.partial+ptr(4*at), p.gradient(name), second, sumParts, int64(stride), cols)
+	p.reduce(p.partial+ptr(4*at), p.gradient(name), second, sumParts, stride, cols)
 }
 
 // biasGradient is the column sums of dy [N, cols] into one or two biases'
@@ -67,7 +67,7 @@ func (p *pass) blockBackward(i int, below bool) {
 	if b.head && i == b.top {
 		p.biasGradient(b.dxc, d, mixer+"bias", name+"mlp.dense_4h_to_h.bias")
 	} else {
-		p.each("reduce_slices", d, b.columns, p.gradient(mixer+"bias"), p.gradient(name+"mlp.dense_4h_to_h.bias"), streamBlocks, int64(d), d)
+		p.reduce(b.columns, p.gradient(mixer+"bias"), p.gradient(name+"mlp.dense_4h_to_h.bias"), streamBlocks, d, d)
 	}
 
 	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dxc, d, 0, k.g, hidden, 0)
@@ -146,7 +146,7 @@ func (p *pass) hyenaBackward(k *block, name string, proj *fold) {
 	}
 	side := p.beside()
 	side.after(p.queue, eventStart)
-	side.each("reduce_slices", d, b.dbeta, p.gradient(name+"filter.bias"), ptr(0), b.parts, int64(d), d)
+	side.reduce(b.dbeta, p.gradient(name+"filter.bias"), 0, b.parts, d, d)
 	side.filterBackward(k, name+"filter.")
 	side.mark(eventFilterGradient)
 	p.note(side.err)

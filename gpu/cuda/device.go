@@ -315,6 +315,12 @@ func (q *queue) each(name string, n int, args ...any) {
 	q.launch(name, [3]int{ceil(n, 256), 1, 1}, [2]int{256, 1}, 0, args...)
 }
 
+// reduce adds up rows of partial sums, stride apart, into out and, where it is
+// not 0, out2.
+func (q *queue) reduce(partial, out, out2 ptr, rows, stride, cols int) {
+	q.launch("reduce_slices", [3]int{ceil(cols, 32), 1, 1}, [2]int{32, 8}, 0, partial, out, out2, rows, int64(stride), cols)
+}
+
 func (q *queue) product(p product) {
 	if q.err == nil {
 		q.err = q.blas.run(p, q.on(), q.beside)

@@ -56,7 +56,7 @@ func (p *pass) unfold(f *fold) {
 	p.launch("unfold", [3]int{ceil(f.in, 32), unfoldSlices, 1}, columns, 0, p.at(f.layer+"weight"), p.gradient(f.layer+"bias"), p.at(f.norm+"weight"), p.at(f.norm+"bias"),
 		p.gradient(f.layer+"weight"), p.partial, f.out, f.in)
 	for i, name := range []string{"weight", "bias"} {
-		p.each("reduce_slices", f.in, p.partial+ptr(4*i*f.in), p.gradient(f.norm+name), ptr(0), unfoldSlices, int64(2*f.in), f.in)
+		p.reduce(p.partial+ptr(4*i*f.in), p.gradient(f.norm+name), 0, unfoldSlices, 2*f.in, f.in)
 	}
 }
 

@@ -175,8 +175,12 @@ func (p *pass) attention(k *block, in *fold) {
 func (p *pass) rotate(qkv ptr, ld int, sign float32) {
 	c := p.config
 	half := c.RotaryDims() / 2
-	if n := p.b.n * c.Attention.Heads * 2 * half; n > 0 {
-		p.kernel("rotary", [3]int{ceil(n, 256), 1, 1}, [2]int{256, 1}, 0, qkv, p.rotary, p.b.n, p.b.length, c.Attention.Heads, c.Dim/c.Attention.Heads, half, ld, sign)
+	name, pairs := "rotary_single", 1
+	if half%8 == 0 && ld%8 == 0 && c.Dim/c.Attention.Heads%8 == 0 {
+		name, pairs = "rotary_eight", 8
+	}
+	if n := p.b.n * c.Attention.Heads * 2 * half / pairs; n > 0 {
+		p.kernel(name, [3]int{ceil(n, 256), 1, 1}, [2]int{256, 1}, 0, qkv, p.rotary, p.b.n, p.b.length, c.Attention.Heads, c.Dim/c.Attention.Heads, half, ld, sign)
 	}
 }
 

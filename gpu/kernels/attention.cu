@@ -18,19 +18,30 @@
 #include "common.cuh"
 
 // Rotates q and k in place by sign · position; sign is −1 to take a gradient
-// back. table: [L, half, 2] of (cos, sin). A thread a pair of dimensions
-// (i, i + half) of one head's q or k.
-template <class T> __device__ void rotary(T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign) {
-  const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x, n = (long long)rows * heads * 2 * half;
+// back. table: [L, half, 2] of (cos, sin). A thread E pairs of dimensions
+// (i, i + half) of one head's q or k; 8 where half, d and ld are multiples of 8.
+template <class T, int E> __device__ void rotary(T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign) {
+  const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x, n = (long long)rows * heads * 2 * (half / E);
   if (i >= n) return;
-  const int p = i % half, which = i / half % 2, head = i / (2 * half) % heads;
-  const long long row = i / ((long long)2 * half * heads);
-  const float2 r = table[(row % length) * half + p];
+  const int groups = half / E, p = i % groups * E, which = i / groups % 2, head = i / (2 * groups) % heads;
+  const long long row = i / ((long long)2 * groups * heads);
+  const float2 *r = table + (row % length) * half + p;
   T *a = qkv + row * ldqkv + (head * 3 + which) * d + p;
-  const float x = load(a[0]), y = load(a[half]), s = sign * r.y;
-  a[0] = store<T>(x * r.x - y * s), a[half] = store<T>(y * r.x + x * s);
+  float x[E], y[E];
+  if constexpr (E == 8) load8(a, x), load8(a + half, y);
+  else x[0] = load(a[0]), y[0] = load(a[half]);
+#pragma unroll
+  for (int k = 0; k < E; k++) {
+    const float u = x[k], s = sign * r[k].y;
+    x[k] = u * r[k].x - y[k] * s, y[k] = y[k] * r[k].x + u * s;
+  }
+  if constexpr (E == 8) store8(a, x), store8(a + half, y);
+  else a[0] = store<T>(x[0]), a[half] = store<T>(y[0]);
 }
-EXPORT(rotary, 256, (T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign), (qkv, table, rows, length, heads, d, half, ldqkv, sign))
+template <class T> __device__ void rotary_single(T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign) { rotary<T, 1>(qkv, table, rows, length, heads, d, half, ldqkv, sign); }
+template <class T> __device__ void rotary_eight(T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign) { rotary<T, 8>(qkv, table, rows, length, heads, d, half, ldqkv, sign); }
+EXPORT(rotary_single, 256, (T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign), (qkv, table, rows, length, heads, d, half, ldqkv, sign))
+EXPORT(rotary_eight, 256, (T *qkv, const float2 *table, int rows, int length, int heads, int d, int half, int ldqkv, float sign), (qkv, table, rows, length, heads, d, half, ldqkv, sign))
 
 // d ≤ D, filled up with zeros; tiles of N × N positions; 16 × 16 threads.
 template <int D> struct Tile {

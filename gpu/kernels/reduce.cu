@@ -30,14 +30,22 @@ template <class T> __device__ void column_sum(const T *v, float *partial, int ro
 }
 EXPORT(column_sum, 256, (const T *v, float *partial, int rows, int cols), (v, partial, rows, cols))
 
-// out[c] = Σ_s partial[s · stride + c], slices in order; copied to out2 as well
-// where that is not null.
-extern "C" __global__ void reduce_slices(const float *partial, float *out, float *out2, int slices, long long stride, int cols) {
-  const int c = blockIdx.x * blockDim.x + threadIdx.x;
-  if (c >= cols) return;
+// out[c] = Σ_s partial[s · stride + c], in a fixed order; copied to out2 as well
+// where that is not null. Grid cols/32, block 32 × 8.
+extern "C" __global__ void __launch_bounds__(256) reduce_slices(const float *partial, float *out, float *out2, int slices, long long stride, int cols) {
+  __shared__ float part[8][32];
+  const int c = blockIdx.x * 32 + threadIdx.x;
   float s = 0;
+  if (c < cols) {
 #pragma unroll 8
-  for (int i = 0; i < slices; i++) s += partial[i * stride + c];
+    for (int i = threadIdx.y; i < slices; i += 8) s += partial[i * stride + c];
+  }
+  part[threadIdx.y][threadIdx.x] = s;
+  __syncthreads();
+  if (threadIdx.y > 0 || c >= cols) return;
+  s = 0;
+#pragma unroll
+  for (int y = 0; y < 8; y++) s += part[y][threadIdx.x];
   out[c] = s;
   if (out2) out2[c] = s;
 }
