@@ -8,10 +8,10 @@ import (
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 )
 
-// The backward passes run from dx, the gradient of the residual stream after a
-// block (b.dx in float32, b.dxc in the operands' type), and leave each weight's
-// gradient where the optimiser reads it. A gradient is written once a step, not
-// added to, but for those of sums over chunks of logits.
+// The backward passes run from b.dx, the gradient of the residual stream after a
+// block, and leave each weight's gradient where the optimiser reads it. A
+// gradient is written once a step, not added to, but for those of sums over
+// chunks of logits.
 
 // weightGradient is dw[out, in] = dyᵀ · x over the batch: dy [N, out], x [N, in]
 // or, where an ld is not 0, channel-major.
@@ -65,13 +65,13 @@ func (p *pass) blockBackward(i int, below bool) {
 	// both projections into the residual stream have the same bias gradient,
 	// which streamBackward left but below a head
 	if b.head && i == b.top {
-		p.biasGradient(b.dxc, d, mixer+"bias", name+"mlp.dense_4h_to_h.bias")
+		p.biasGradient(b.dx, d, mixer+"bias", name+"mlp.dense_4h_to_h.bias")
 	} else {
 		p.reduce(b.columns, p.gradient(mixer+"bias"), p.gradient(name+"mlp.dense_4h_to_h.bias"), streamBlocks, d, d)
 	}
 
-	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dxc, d, 0, k.g, hidden, 0)
-	p.inputGradient(b.dg, b.dxc, d, 0, p.operand(name+"mlp.dense_4h_to_h.weight"), hidden)
+	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dx, d, 0, k.g, hidden, 0)
+	p.inputGradient(b.dg, b.dx, d, 0, p.operand(name+"mlp.dense_4h_to_h.weight"), hidden)
 	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), sumParts, 1}, columns, 0, k.a, b.dg, p.partial, b.n, hidden)
 	p.sums(0, hidden, hidden, up.layer+"bias", "")
 	p.weightGradient(up.layer+"weight", b.dg, hidden, 0, k.h, d, 0)
@@ -110,26 +110,17 @@ func (p *pass) streamBackward(layer, i, term int) {
 		t, scales, encoding = b.target[i], b.scales[i], p.encoding(b.targets[i])
 	}
 	p.kernel(fmt.Sprintf("residual_backward_%d", chunks(d)), [3]int{streamBlocks, 1, 1}, [2]int{256, 1}, 4*d,
-		norm, rstd, d1, d2, x, m, f, t, scales, b.dx, p.narrow(), p.partial, b.columns, b.n, d, encoding)
+		norm, rstd, d1, d2, x, m, f, t, scales, b.dx, p.partial, b.columns, b.n, d, encoding)
 	if i >= 0 {
 		p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, p.partial, int64(streamBlocks), 1/(float64(b.n)*float64(d)), b.losses+ptr(8*term))
 	}
 }
 
-// narrow is where kernels leave dx in the operands' type; 0 where that is
-// float32 itself.
-func (p *pass) narrow() ptr {
-	if p.b.dxc == p.b.dx {
-		return 0
-	}
-	return p.b.dxc
-}
-
 // hyenaBackward leaves b.dz, the gradient of the input projection.
 func (p *pass) hyenaBackward(k *block, name string, proj *fold) {
 	b, d := p.b, p.config.Dim
-	p.weightGradient(name+"out_proj.weight", b.dxc, d, 0, k.y, d, b.ld)
-	p.product(product{m: d, n: b.n, k: d, a: p.operand(name + "out_proj.weight"), ta: true, lda: d, b: b.dxc, tb: true, ldb: d, d: b.dy, ldd: b.ld, in: p.element, out: p.element})
+	p.weightGradient(name+"out_proj.weight", b.dx, d, 0, k.y, d, b.ld)
+	p.product(product{m: d, n: b.n, k: d, a: p.operand(name + "out_proj.weight"), ta: true, lda: d, b: b.dx, tb: true, ldb: d, d: b.dy, ldd: b.ld, in: p.element, out: p.element})
 	p.await(eventFilterGradient) // the filter above has read b.dh
 	short, shortBias, in := name+"short_filter.weight", name+"short_filter.bias", name+"in_proj.bias"
 	if b.tensor {
@@ -189,8 +180,8 @@ const filterSlices = 16
 // attentionBackward leaves b.dqkv, the gradient of the input projection.
 func (p *pass) attentionBackward(k *block, name string, in *fold) {
 	b, d, heads := p.b, p.config.Dim, p.config.Attention.Heads
-	p.weightGradient(name+"dense.weight", b.dxc, d, 0, k.o, d, 0)
-	p.inputGradient(b.do, b.dxc, d, 0, p.operand(name+"dense.weight"), d)
+	p.weightGradient(name+"dense.weight", b.dx, d, 0, k.o, d, 0)
+	p.inputGradient(b.do, b.dx, d, 0, p.operand(name+"dense.weight"), d)
 	head, ldqkv, ldo, lddo, ldd := d/heads, 3*d, d, d, 3*d
 	t := attentionTiles(head, p.element, p.hopper)
 	queries, keys := [3]int{ceil(b.length, t.rows), heads, b.rows}, [3]int{ceil(b.length, t.keys[0]), heads, b.rows}
@@ -215,7 +206,7 @@ func (p *pass) attentionBackward(k *block, name string, in *fold) {
 func (p *pass) embedBackward() {
 	b, d := p.b, p.config.Dim
 	p.zero(p.gradient(checkpoint.EmbedIn), 4*int64(p.config.Vocab)*int64(d))
-	p.launch("embedding_segments", [3]int{b.n, 1, 1}, [2]int{128, 1}, 0, b.dx, b.order, b.start, b.counted, b.segments, d)
+	p.kernel("embedding_segments", [3]int{b.n, 1, 1}, [2]int{128, 1}, 0, b.dx, b.order, b.start, b.counted, b.segments, d)
 	p.launch("embedding_rows", [3]int{b.n, 1, 1}, [2]int{128, 1}, 0, b.segments, b.ids, b.firsts, b.counted, p.gradient(checkpoint.EmbedIn), d)
 }
 

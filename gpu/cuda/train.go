@@ -236,7 +236,7 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 	p.kernel("layernorm_parameters", [3]int{ceil(d, 32), sumParts, 1}, columns, 0, b.x, b.fmean, b.frstd, dhf, p.partial, b.n, d)
 	p.sums(0, d, 2*d, finalNorm+"weight", "")
 	p.sums(d, d, 2*d, finalNorm+"bias", "")
-	p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, b.x, b.fmean, b.frstd, p.at(finalNorm+"weight"), dhf, b.dx, p.narrow(), b.n, d)
+	p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, b.x, b.fmean, b.frstd, p.at(finalNorm+"weight"), dhf, b.dx, b.n, d)
 	return terms
 }
 

@@ -103,7 +103,7 @@ type buffers struct {
 	partial              ptr   // slices of column sums, float32
 	sidePartial          ptr   // the filters' own, float64
 	columns              ptr   // of dx, float32 [streamBlocks, D]
-	dx, dxc              ptr   // gradient of the residual stream, and in the operands' type
+	dx                   ptr   // gradient of the residual stream [N, D]
 	dg, dh1, dh2         ptr
 	dy, dq, du, dz       ptr
 	dh, dbeta, shorts    ptr // slices of the batch, float32
@@ -191,11 +191,7 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	b.partial = l.take(4 * max(2*sumParts*D, sumParts*int64(c.Hidden), 3*sumParts*D, streamBlocks))
 	b.sidePartial = l.take(8 * filterSlices * 2 * int64(c.Hyena.Width))
 	b.columns = l.take(4 * streamBlocks * D)
-	b.dx = l.take(4 * N * D)
-	b.dxc = b.dx
-	if e == bf16s {
-		b.dxc = l.take(es * N * D)
-	}
+	b.dx = l.take(es * N * D)
 	b.dg = l.take(es * N * int64(c.Hidden))
 	b.dh1, b.dh2 = l.take(es*N*D), l.take(es*N*D)
 	if c.Architecture == checkpoint.HyenaNeoX {

@@ -2,8 +2,8 @@
 // bytes, and reductions whose order is fixed.
 //
 // Kernels are exported once per element type T of the stored activations, as
-// name_float32 and name_bf16. All arithmetic is float32; the residual stream
-// and its gradient are float32 for both. Arguments are passed in 8-byte slots.
+// name_float32 and name_bf16. All arithmetic is float32; the residual stream is
+// float32 for both. Arguments are passed in 8-byte slots.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -15,16 +15,17 @@ extern "C" __global__ void embedding_forward(const float *E, const int *tokens, 
 }
 
 // Segment i sums positions order[start[i]] … order[start[i+1] − 1], all of one
-// token. count[0] is the number of segments; blocks beyond it do nothing.
-extern "C" __global__ void embedding_segments(const float *dx, const int *order, const int *start, const int *count, float *partial, int dim) {
+// token; dx is of T. count[0] is the number of segments; blocks beyond it do nothing.
+template <class T> __device__ void embedding_segments(const T *dx, const int *order, const int *start, const int *count, float *partial, int dim) {
   if (blockIdx.x >= count[0]) return;
   const int from = start[blockIdx.x], to = start[blockIdx.x + 1];
   for (int c = threadIdx.x; c < dim; c += blockDim.x) {
     float s = 0;
-    for (int i = from; i < to; i++) s += dx[(size_t)order[i] * dim + c];
+    for (int i = from; i < to; i++) s += load(dx[(size_t)order[i] * dim + c]);
     partial[(size_t)blockIdx.x * dim + c] = s;
   }
 }
+EXPORT(embedding_segments, 128, (const T *dx, const int *order, const int *start, const int *count, float *partial, int dim), (dx, order, start, count, partial, dim))
 
 // Token ids[i]'s segments are first[i] … first[i+1] − 1. count[1] is the number
 // of distinct tokens. dE is zero elsewhere.

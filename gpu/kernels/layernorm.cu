@@ -4,14 +4,13 @@
 //   g = γ ⊙ dy,   dx = rstd · (g − mean(g) − x̂ · mean(g ⊙ x̂))
 //   dγ = Σ_rows dy ⊙ x̂,   db = Σ_rows dy
 //
-// x, dx: [rows, dim] float32; dy: [rows, dim] of T; mean, rstd: [rows] float32.
+// x: [rows, dim] float32; dy, dx: [rows, dim] of T; mean, rstd: [rows] float32.
 // dim is a multiple of 8.
 #include "common.cuh"
 
-// One warp a row. copy is dx in T for the matrix products below; null where
-// nothing below wants it.
+// One warp a row.
 template <class T>
-__device__ void layernorm_backward(const float *x, const float *mean, const float *rstd, const float *gamma, const T *dy, float *dx, T *copy, int rows, int dim) {
+__device__ void layernorm_backward(const float *x, const float *mean, const float *rstd, const float *gamma, const T *dy, T *dx, int rows, int dim) {
   const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
   if (row >= rows) return;
   const size_t at = (size_t)row * dim;
@@ -30,12 +29,11 @@ __device__ void layernorm_backward(const float *x, const float *mean, const floa
 #pragma unroll
     for (int i = 0; i < 8; i++) d[i] = r * (g[i] * d[i] - sg - (v[i] - m) * r * sgx);
     store8(dx + at + c, d);
-    if (copy) store8(copy + at + c, d);
   }
 }
 EXPORT(layernorm_backward, 256,
-       (const float *x, const float *mean, const float *rstd, const float *gamma, const T *dy, float *dx, T *copy, int rows, int dim),
-       (x, mean, rstd, gamma, dy, dx, copy, rows, dim))
+       (const float *x, const float *mean, const float *rstd, const float *gamma, const T *dy, T *dx, int rows, int dim),
+       (x, mean, rstd, gamma, dy, dx, rows, dim))
 
 // Gradients of the norm's parameters over a slice of rows: partial is
 // [slices, 2, dim] in the order dγ, db, summed by reduce_slices.

@@ -12,7 +12,7 @@
 //   dx' = carried + r · (g − mean(g) − x̂ · mean(g ⊙ x̂)) + 2 (x' − t) / n
 //   loss = Σ (x' − t)² / n,   n = rows · dim
 //
-// x, dx: [rows, dim] float32; m, f, x̂, d: [rows, dim] of T; r: [rows] float32.
+// x: [rows, dim] float32; m, f, x̂, d, dx: [rows, dim] of T; r: [rows] float32.
 // One warp a row; see row.cuh for CHUNKS.
 #include "row.cuh"
 #include "target.cuh"
@@ -76,13 +76,12 @@ __device__ void residual_prefix(const float *x, const T *m, const T *f, const in
 
 // With d1 null there is no block above: dx is set, else added to. x, m and f are
 // as in the forward pass (x' where m and f are null), read for a target alone;
-// t may be null. copy is dx in T for the matrix products below, null where none
-// wants it. partial: a sum of the loss a block. columns: [blocks, dim], the sums of
+// t may be null. partial: a sum of the loss a block. columns: [blocks, dim], the sums of
 // dx over each block's rows, added up by reduce_slices; null where no bias wants
 // them. dim floats of shared memory.
 template <class T, int CHUNKS>
 __device__ void residual_backward(const T *norm, const float *rstd, const T *d1, const T *d2, const float *x, const T *m, const T *f, const void *t, const float *scales,
-                                  float *dx, T *copy, float *partial, float *columns, int rows, int dim, int encoding) {
+                                  T *dx, float *partial, float *columns, int rows, int dim, int encoding) {
   __shared__ float scratch[32];
   extern __shared__ float sums[];
   const float factor = 2.0f / ((float)rows * dim);
@@ -128,7 +127,7 @@ __device__ void residual_backward(const T *norm, const float *rstd, const T *d1,
 #pragma unroll
         for (int i = 0; i < 8; i++) g.v[k][i] = (d1 ? g.v[k][i] : 0.0f) + v.v[k][i] * factor;
     }
-    g.write(dx + at), g.write(row_of(copy, at));
+    g.write(dx + at);
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++)
 #pragma unroll
@@ -161,8 +160,8 @@ __device__ void residual_backward(const T *norm, const float *rstd, const T *d1,
   }                                                                                                                                                \
   extern "C" __global__ void __launch_bounds__(256)                                                                                                \
       residual_backward_##CHUNKS##_##T(const T *norm, const float *rstd, const T *d1, const T *d2, const float *x, const T *m, const T *f,         \
-                                       const void *t, const float *scales, float *dx, T *copy, float *partial, float *columns, int rows, int dim, int encoding) { \
-    residual_backward<T, CHUNKS>(norm, rstd, d1, d2, x, m, f, t, scales, dx, copy, partial, columns, rows, dim, encoding);                                  \
+                                       const void *t, const float *scales, T *dx, float *partial, float *columns, int rows, int dim, int encoding) { \
+    residual_backward<T, CHUNKS>(norm, rstd, d1, d2, x, m, f, t, scales, dx, partial, columns, rows, dim, encoding);                                  \
   }
 #define RESIDUAL(CHUNKS)         \
   RESIDUAL_OF(CHUNKS, float32) \
