@@ -13,7 +13,7 @@
 
 // A running maximum and Σ exp(v − max).
 struct LogSum {
-  float m = -CUDART_INF_F, s = 0;
+  float m = -INFINITY, s = 0;
   __device__ void add(const float (&v)[8]) {
     float top = v[0];
 #pragma unroll
