@@ -71,8 +71,12 @@ func (p *pass) blockBackward(i int, below bool) {
 	}
 
 	p.weightGradient(name+"mlp.dense_4h_to_h.weight", b.dx, d, 0, k.g, hidden, 0)
-	p.inputGradient(b.dg, b.dx, d, 0, p.operand(name+"mlp.dense_4h_to_h.weight"), hidden)
-	p.kernel("gelu_backward", [3]int{ceil(hidden, 256), sumParts, 1}, columns, 0, k.a, b.dg, p.partial, b.n, hidden)
+	if down := p.operand(name + "mlp.dense_4h_to_h.weight"); b.fusesGelu(p.config) {
+		p.geluDown(k, down)
+	} else {
+		p.inputGradient(b.dg, b.dx, d, 0, down, hidden)
+		p.kernel("gelu_backward", [3]int{ceil(hidden, 256), sumParts, 1}, columns, 0, k.a, b.dg, p.partial, b.n, hidden)
+	}
 	p.sums(0, hidden, hidden, up.layer+"bias", "")
 	p.weightGradient(up.layer+"weight", b.dg, hidden, 0, k.h, d, 0)
 

@@ -25,20 +25,21 @@ type ptr = cu.DevicePtr
 // device is one GPU: its primary context, two streams, the kernels and cuBLASLt.
 // Its methods run on the engine's thread only.
 type device struct {
-	ordinal   int
-	dev       cu.Device
-	name      string
-	shared    int       // bytes of shared memory that a block can have
-	hopper    bool      // what runs is the machine code for sm_90a
-	stream    cu.Stream // all work but
-	side      cu.Stream // what runs beside it: the filters' small kernels
-	events    []cu.Event
-	module    cu.Module
-	functions map[string]kernel
-	blas      *blas
-	staging   *staging
-	roots     ptr // exp(−2πi·k/8192), 8192 complex
-	halves    ptr // exp(iπ·k/16384), 8192 complex
+	ordinal         int
+	dev             cu.Device
+	name            string
+	shared          int  // bytes of shared memory that a block can have
+	hopper          bool // what runs is the machine code for sm_90a
+	multiprocessors int
+	stream          cu.Stream // all work but
+	side            cu.Stream // what runs beside it: the filters' small kernels
+	events          []cu.Event
+	module          cu.Module
+	functions       map[string]kernel
+	blas            *blas
+	staging         *staging
+	roots           ptr // exp(−2πi·k/8192), 8192 complex
+	halves          ptr // exp(iπ·k/16384), 8192 complex
 }
 
 func openDevice(ordinal string) (*device, error) {
@@ -97,6 +98,9 @@ func (d *device) open() error {
 		return err
 	}
 	if d.hopper, err = builtFor(f, 90); err != nil {
+		return err
+	}
+	if d.multiprocessors, err = d.dev.Attribute(cu.MultiprocessorCount); err != nil {
 		return err
 	}
 	if d.blas, err = newBlas(d); err != nil {

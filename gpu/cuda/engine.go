@@ -31,6 +31,8 @@ type engine struct {
 	// transforms makes bf16 convolve by transforms at every length, as it does
 	// where longconv_tensor.cu's tiles do not fit in shared memory.
 	transforms bool
+	// cublas makes all matrix products cuBLASLt's, on a Hopper too.
+	cublas bool
 }
 
 func open(ordinal string) (*engine, error) {

@@ -32,7 +32,7 @@ func newFolds(d *device, c checkpoint.Config, e element) (folds []fold, all ptr,
 	}
 	var count layout
 	lay(&count)
-	if all, err = d.alloc(count.used, "the weights behind norms"); err != nil {
+	if all, err = d.alloc(count.used+31*e.size()*int64(c.Dim), "the weights behind norms"); err != nil {
 		return nil, 0, err
 	}
 	lay(&layout{base: all})

@@ -97,8 +97,12 @@ func (p *pass) block(i int) {
 		p.attention(k, mixer)
 		p.branch(b.m, k.o, name+"attention.dense.", d, 0)
 	}
-	p.project(k.a, k.h, mlp)
-	p.kernel("gelu_forward", [3]int{ceil(b.n*hidden, 2048), 1, 1}, [2]int{256, 1}, 0, k.a, k.g, int64(b.n)*int64(hidden))
+	if b.fusesGelu(p.config) {
+		p.geluUp(k, mlp, i >= b.from)
+	} else {
+		p.project(k.a, k.h, mlp)
+		p.kernel("gelu_forward", [3]int{ceil(b.n*hidden, 2048), 1, 1}, [2]int{256, 1}, 0, k.a, k.g, int64(b.n)*int64(hidden))
+	}
 	p.branch(b.f, k.g, name+"mlp.dense_4h_to_h.", hidden, 0)
 }
 

@@ -39,6 +39,9 @@ func (m *model) call(f func() error) error {
 // pass prepares a call.
 func (m *model) pass(j job) (*pass, error) {
 	j.tensor = m.element == bf16s && !m.engine.transforms && toeplitzOf(j.length).backward <= m.engine.device.shared
+	if d := m.engine.device; m.element == bf16s && d.hopper && !m.engine.cublas && m.config.Dim <= matmulWidest {
+		j.fused = d.multiprocessors
+	}
 	b, err := m.prepare(j)
 	if err != nil {
 		return nil, err

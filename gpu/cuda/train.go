@@ -204,10 +204,9 @@ func (p *pass) backward(s gpu.Step, teacher *pass) (terms int) {
 	return terms
 }
 
-// head is the output embedding and the losses on logits, chunk by chunk, then
-// the final norm: it sets dx.
+// head is the output embedding and the losses, then the final norm: it sets dx.
 func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
-	b, d, vocab := p.b, p.config.Dim, p.config.Vocab
+	b, d := p.b, p.config.Dim
 	p.final()
 	hard, soft := 1.0, 0.0
 	if b.soft {
@@ -216,16 +215,10 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 	hard /= float64(b.rows) * float64(b.length-1)
 	soft /= float64(b.n)
 	dhf := b.dh1
-	for row := 0; row < b.n; row += b.chunk {
-		rows := min(b.chunk, b.n-row)
-		at := ptr(p.element.size() * int64(row) * int64(d))
-		p.terms(s, teacher, row, rows, hard, soft)
-		beta := float32(1)
-		if row == 0 {
-			beta = 0
-		}
-		p.product(product{m: vocab, n: d, k: rows, a: b.logits, ta: true, lda: b.ldv, b: b.hf + at, ldb: d, beta: beta, d: p.gradient(checkpoint.EmbedOut), ldd: d, in: p.element, out: float32s})
-		p.product(product{m: rows, n: d, k: vocab, a: b.logits, lda: b.ldv, b: p.operand(checkpoint.EmbedOut), ldb: d, d: dhf + at, ldd: d, in: p.element, out: p.element})
+	if b.exponentials() {
+		p.crossEntropy(dhf, hard)
+	} else {
+		p.onLogits(s, teacher, dhf, hard, soft)
 	}
 	p.launch("total", [3]int{1, 1, 1}, [2]int{1024, 1}, 0, b.nll, int64(b.n), hard, b.losses)
 	terms = 1
@@ -238,6 +231,23 @@ func (p *pass) head(s gpu.Step, teacher *pass) (terms int) {
 	p.sums(d, d, 2*d, finalNorm+"bias", "")
 	p.kernel("layernorm_backward", [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0, b.x, b.fmean, b.frstd, p.at(finalNorm+"weight"), dhf, b.dx, b.n, d)
 	return terms
+}
+
+// onLogits leaves the losses and the gradients of the output embedding and of its
+// input, dhf, chunk by chunk of logits.
+func (p *pass) onLogits(s gpu.Step, teacher *pass, dhf ptr, hard, soft float64) {
+	b, d, vocab := p.b, p.config.Dim, p.config.Vocab
+	for row := 0; row < b.n; row += b.chunk {
+		rows := min(b.chunk, b.n-row)
+		at := ptr(p.element.size() * int64(row) * int64(d))
+		p.terms(s, teacher, row, rows, hard, soft)
+		beta := float32(1)
+		if row == 0 {
+			beta = 0
+		}
+		p.product(product{m: vocab, n: d, k: rows, a: b.logits, ta: true, lda: b.ldv, b: b.hf + at, ldb: d, beta: beta, d: p.gradient(checkpoint.EmbedOut), ldd: d, in: p.element, out: float32s})
+		p.product(product{m: rows, n: d, k: vocab, a: b.logits, lda: b.ldv, b: p.operand(checkpoint.EmbedOut), ldb: d, d: dhf + at, ldd: d, in: p.element, out: p.element})
+	}
 }
 
 // terms leaves the losses of a chunk of positions, and their logits' gradients

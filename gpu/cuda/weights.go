@@ -88,7 +88,7 @@ func newWeights(d *device, m *checkpoint.Model, o gpu.Options) (*weights, error)
 	}
 	alloc(&w.master, 4*w.total, "weights")
 	if o.Precision == gpu.BFloat16 {
-		alloc(&w.copy, 2*w.total, "the weights' bf16 copy")
+		alloc(&w.copy, 2*(w.total+31*int64(m.Config.Dim)), "the weights' bf16 copy") // matmul reads past an operand's end
 	}
 	if err == nil {
 		w.folds, w.folded, err = newFolds(d, m.Config, w.element)

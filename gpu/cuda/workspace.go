@@ -21,6 +21,8 @@ const (
 	streamBlocks = 264
 	// logitBytes bounds a chunk of logits.
 	logitBytes = 400 << 20
+	// exponentialBytes bounds a chunk of what head_hopper.cu has instead.
+	exponentialBytes = 900 << 20
 )
 
 // workspace is one allocation that holds what a call computes, laid out anew
@@ -52,9 +54,19 @@ type job struct {
 	head         bool  // final norm and logits
 	soft         bool  // a teacher's logits beside
 	tensor       bool  // the convolution by longconv_tensor.cu instead of transforms
+	fused        int   // multiprocessors for products with epilogues of our own; 0: all are cuBLASLt's
 	keep         []int // layers, ascending, after which the residual stream is wanted when all is computed
 	targets      []gpu.Target
 }
+
+// trains tells whether anything is differentiated.
+func (j job) trains() bool { return j.from <= j.top || j.embed }
+
+// exponentials tells whether head_hopper.cu takes the place of logits.
+func (j job) exponentials() bool { return j.fused > 0 && j.head && !j.soft && j.trains() }
+
+// fusesGelu tells whether mlp_hopper.cu takes the place of gelu.cu.
+func (j job) fusesGelu(c checkpoint.Config) bool { return j.fused > 0 && c.Dim <= matmulResident }
 
 // keeps tells whether the residual stream after a layer is wanted later.
 func (j job) keeps(layer int) bool { return slices.Contains(j.keep, layer) }
@@ -97,6 +109,9 @@ type buffers struct {
 	hf, fmean, frstd     ptr
 	chunk, ldv           int // rows of logits at a time; columns
 	logits, teacher      ptr
+	reference, factor    ptr // head_hopper.cu's c and f, float32 [N]
+	expSums, expTotal    ptr // and of a chunk, whose E takes the logits' place: parts of S, S,
+	shift, scaled        ptr // shift, X̃
 	nll, kl              ptr
 	losses               ptr   // float64, one a term
 	target, scales       []ptr // one a target
@@ -105,6 +120,7 @@ type buffers struct {
 	columns              ptr   // of dx, float32 [streamBlocks, D]
 	dx                   ptr   // gradient of the residual stream [N, D]
 	dg, dh1, dh2         ptr
+	turned, geluSums     ptr // geluDown's: a weight transposed, sums of the bias's gradient
 	dy, dq, du, dz       ptr
 	dh, dbeta, shorts    ptr // slices of the batch, float32
 	df, dact, dffn       ptr // float64
@@ -120,7 +136,6 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	n := j.rows * j.length
 	b := &buffers{job: j, n: n, ld: round(n, 8), ldf: round(j.length, 8), points: points(j.length)}
 	N, D, ld, es := int64(n), int64(c.Dim), int64(b.ld), e.size()
-	trains := j.from <= j.top || j.embed
 	b.tokens, b.slots = l.take(4*N), l.take(4*int64(j.rows))
 	b.losses = l.take(8 * int64(c.Layers+2))
 	newBlock := func() (k block) {
@@ -168,6 +183,13 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		b.ldv = round(c.Vocab, 8)
 		b.chunk = max(8, min(n, int(logitBytes/(es*int64(b.ldv)))/256*256))
 		b.chunk = min(b.chunk, n)
+		if j.exponentials() {
+			b.chunk = matmulChunk(n, c.Vocab, int(exponentialBytes/(es*int64(b.ldv))), j.fused)
+			chunk := int64(b.chunk)
+			b.reference, b.factor = l.take(4*N), l.take(4*N)
+			b.expSums, b.expTotal, b.shift = l.take(4*2*maxParts*chunk), l.take(4*chunk), l.take(4*chunk)
+			b.scaled = l.take(es * chunk * D)
+		}
 		b.hf, b.fmean, b.frstd = l.take(es*N*D), l.take(4*N), l.take(4*N)
 		b.logits = l.take(es * int64(b.chunk) * int64(b.ldv))
 		if j.soft {
@@ -175,7 +197,7 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		}
 		b.nll, b.kl = l.take(4*N), l.take(4*N)
 	}
-	if !trains {
+	if !j.trains() {
 		if j.head { // logits on their way out, as float32
 			b.dx = l.take(4 * int64(b.chunk) * int64(c.Vocab))
 		}
@@ -193,6 +215,9 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	b.columns = l.take(4 * streamBlocks * D)
 	b.dx = l.take(es * N * D)
 	b.dg = l.take(es * N * int64(c.Hidden))
+	if j.fusesGelu(c) {
+		b.turned, b.geluSums = l.take(es*int64(c.Hidden+31)*D), l.take(4*int64(geluSums(n, c.Hidden)))
+	}
 	b.dh1, b.dh2 = l.take(es*N*D), l.take(es*N*D)
 	if c.Architecture == checkpoint.HyenaNeoX {
 		b.dy, b.dz = l.take(es*D*ld), l.take(es*3*D*ld)

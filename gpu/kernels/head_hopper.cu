@@ -23,9 +23,10 @@
 #include "matmul_hopper.cuh"
 
 namespace matmul {
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.69314718055994531f, LIMIT = 60.0f * LOG2E;
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.69314718055994531f;
 
 struct Exponentials {
+  static constexpr float LIMIT = 60.0f * LOG2E;
   const float *reference;  // of the chunk's rows, c · log₂ e
   bf16 *e;
   float *sums;  // [2 · parts, rows]
