@@ -190,18 +190,25 @@ func (p *pass) attentionBackward(k *block, name string, in *fold) {
 	t := attentionTiles(head, p.element, p.hopper)
 	queries, keys := [3]int{ceil(b.length, t.rows), heads, b.rows}, [3]int{ceil(b.length, t.keys[0]), heads, b.rows}
 	block, keyBlock := [2]int{t.threads, 1}, [2]int{t.keys[1], 1}
+	turn := 0 // pairs of rotary dimensions that the kernels take back themselves
+	if half := p.config.RotaryDims() / 2; t.unrotates(half) {
+		turn = half
+	}
 	if t.hopper { // dq's pass leaves delta for the other
-		qkv, do := p.headMap(k.qkv, b.rows, b.length, 3*heads, head, ldqkv), p.headMap(b.do, b.rows, b.length, heads, head, lddo)
+		qkv, dqkv := p.headMap(k.qkv, b.rows, b.length, 3*heads, head, ldqkv, boxRead), p.headMap(b.dqkv, b.rows, b.length, 3*heads, head, ldd, boxWrite)
+		do := p.headMap(b.do, b.rows, b.length, heads, head, lddo, boxRead)
 		p.launch(fmt.Sprintf("attention_hopper_backward_q_%d", t.dims), queries, block, t.q,
-			qkv, do, k.o, b.do, k.lse, b.delta, b.dqkv, b.length, head, ldo, lddo, ldd, scale(head))
+			qkv, do, k.o, k.lse, b.delta, dqkv, p.rotary, turn, b.length, head, ldo, scale(head))
 		p.launch(fmt.Sprintf("attention_hopper_backward_kv_%d", t.dims), keys, keyBlock, t.kv,
-			qkv, do, k.lse, b.delta, b.dqkv, b.length, head, ldd, scale(head))
+			qkv, do, k.lse, b.delta, dqkv, p.rotary, turn, b.length, scale(head))
 	} else {
 		p.kernel("attention_delta", [3]int{ceil(b.n*heads, 8), 1, 1}, [2]int{256, 1}, 0, k.o, b.do, b.delta, b.n, b.length, heads, head, ldo, lddo)
 		p.kernel(fmt.Sprintf("attention_backward_kv_%d", t.dims), keys, keyBlock, t.kv, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, head, ldqkv, lddo, ldd, scale(head))
 		p.kernel(fmt.Sprintf("attention_backward_q_%d", t.dims), queries, block, t.q, k.qkv, b.do, k.lse, b.delta, b.dqkv, b.length, head, ldqkv, lddo, ldd, scale(head))
 	}
-	p.rotate(b.dqkv, ldd, -1)
+	if turn == 0 {
+		p.rotate(b.dqkv, ldd, -1)
+	}
 	p.biasGradient(b.dqkv, 3*d, in.layer+"bias", "")
 	p.weightGradient(in.layer+"weight", b.dqkv, 3*d, 0, k.h, d, 0)
 }

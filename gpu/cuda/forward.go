@@ -168,7 +168,8 @@ func (p *pass) attention(k *block, in *fold) {
 	grid, block := [3]int{ceil(b.length, t.rows), heads, b.rows}, [2]int{t.threads, 1}
 	if t.hopper {
 		p.launch(fmt.Sprintf("attention_hopper_forward_%d", t.dims), grid, block, t.forward,
-			p.headMap(k.qkv, b.rows, b.length, 3*heads, head, ldqkv), k.o, k.lse, b.length, head, ldo, scale(head))
+			p.headMap(k.qkv, b.rows, b.length, 3*heads, head, ldqkv, boxRead), p.headMap(k.o, b.rows, b.length, heads, head, ldo, boxWrite),
+			k.lse, b.length, scale(head))
 		return
 	}
 	p.kernel(fmt.Sprintf("attention_forward_%d", t.dims), grid, block, t.forward, k.qkv, k.o, k.lse, b.length, head, ldqkv, ldo, scale(head))

@@ -107,6 +107,12 @@ func chunks(dim int) int {
 
 const maxDim = 32 * 256
 
+// unrotates tells whether the backward pass takes a rotary embedding of so many
+// pairs back from the gradients itself.
+func (t tiling) unrotates(half int) bool {
+	return t.hopper && half >= 8 && half&(half-1) == 0 && 2*half <= t.dims
+}
+
 // scale is 1/√d of a head's dimension.
 func scale(d int) float32 { return float32(1 / math.Sqrt(float64(d))) }
 

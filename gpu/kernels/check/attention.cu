@@ -10,6 +10,7 @@
 // TFLOP/s are of the useful half of the products, 2 forward and 5 backward.
 #include "../attention.cu"
 #include "../attention_hopper.cu"
+#include "../attention_hopper_backward.cu"
 #include "../attention_tensor.cu"
 #include <algorithm>
 #include <cmath>
@@ -57,7 +58,8 @@ static void parallel(int n, const std::function<void(int)> &f) {
 
 struct Case {
   int batch, length, heads, d;
-  bool apart;  // rows lie further apart than they are long
+  bool apart;    // rows lie further apart than they are long
+  int half = 0;  // pairs of rotary dimensions, which gradients are taken back by
   int ldqkv() const { return 3 * heads * d + (apart ? 8 : 0); }
   int ldd() const { return 3 * heads * d + (apart ? 24 : 0); }
   int ldo() const { return heads * d + (apart ? 16 : 0); }
@@ -92,16 +94,27 @@ static PFN_cuTensorMapEncodeTiled_v12000 encode() {
   return (PFN_cuTensorMapEncodeTiled_v12000)f;
 }
 
-// [B, L, parts, d] in boxes of [1, 64, 1, 64].
-static TensorMap tensor_map(const bf16 *p, const Case &c, int parts, int ld) {
+// [B, L, parts, d] in boxes of [1, rows, 1, 64].
+static TensorMap tensor_map(const bf16 *p, const Case &c, int parts, int ld, int rows = 64) {
   TensorMap m;
   const cuuint64_t size[4] = {(cuuint64_t)c.d, (cuuint64_t)parts, (cuuint64_t)c.length, (cuuint64_t)c.batch};
   const cuuint64_t stride[3] = {2ull * c.d, 2ull * ld, 2ull * ld * c.length};
-  const cuuint32_t box[4] = {64, 1, 64, 1}, one[4] = {1, 1, 1, 1};
+  const cuuint32_t box[4] = {64, 1, (cuuint32_t)rows, 1}, one[4] = {1, 1, 1, 1};
   const CUresult r = encode()((CUtensorMap *)&m, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)p, size, stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
                               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (r != CUDA_SUCCESS) fprintf(stderr, "cuTensorMapEncodeTiled: error %d\n", (int)r), exit(1);
   return m;
+}
+
+// [L, half] of (cos, sin).
+static std::vector<float2> rotations(const Case &c) {
+  std::vector<float2> t((size_t)c.length * c.half);
+  for (int i = 0; i < c.length; i++)
+    for (int p = 0; p < c.half; p++) {
+      const double a = i * std::pow(10000.0, -(double)p / c.half);
+      t[(size_t)i * c.half + p] = make_float2(std::cos(a), std::sin(a));
+    }
+  return t;
 }
 
 enum Kernels { PLAIN, TENSOR, HOPPER };
@@ -119,9 +132,10 @@ template <class T> struct Operands {
   Kernels set;
   Buffer<T> qkv, dO, o, dqkv;
   Buffer<float> lse, delta;
+  Buffer<float2> table;
   float scale;
   Operands(const Case &c, Kernels set, const std::vector<T> &qkv, const std::vector<T> &dO)
-      : c(c), set(set), qkv(qkv), dO(dO), o(c.rows() * c.ldo()), dqkv(c.rows() * c.ldd()), lse(c.rows() * c.heads), delta(c.rows() * c.heads), scale(1 / std::sqrt((float)c.d)) {}
+      : c(c), set(set), qkv(qkv), dO(dO), o(c.rows() * c.ldo()), dqkv(c.rows() * c.ldd()), lse(c.rows() * c.heads), delta(c.rows() * c.heads), table(rotations(c)), scale(1 / std::sqrt((float)c.d)) {}
   void poison() { o.poison(), dqkv.poison(), lse.poison(), delta.poison(); }
   dim3 grid(int rows) const { return dim3((c.length + rows - 1) / rows, c.heads, c.batch); }
   void launched() { CHECK(cudaGetLastError()); }
@@ -139,7 +153,7 @@ template <class T> struct Operands {
       const bool wide = c.d > 64;
       const int bytes = (wide ? 128 : 80) * 1024 + 128;
       allow(wide ? attention_hopper_forward_128 : attention_hopper_forward_64, bytes)<<<grid(128), 256, bytes>>>(
-          tensor_map(qkv.p, c, 3 * c.heads, c.ldqkv()), o.p, lse.p, c.length, c.d, c.ldo(), scale);
+          tensor_map(qkv.p, c, 3 * c.heads, c.ldqkv()), tensor_map(o.p, c, c.heads, c.ldo(), 16), lse.p, c.length, scale);
     }
     launched();
   }
@@ -163,7 +177,7 @@ template <class T> struct Operands {
       const bool wide = c.d > 64;
       const int bytes = (wide ? 160 : 96) * 1024 + 128;
       allow(wide ? attention_hopper_backward_q_128 : attention_hopper_backward_q_64, bytes)<<<grid(128), 256, bytes>>>(
-          tensor_map(qkv.p, c, 3 * c.heads, c.ldqkv()), tensor_map(dO.p, c, c.heads, c.lddo()), o.p, dO.p, lse.p, delta.p, dqkv.p, c.length, c.d, c.ldo(), c.lddo(), c.ldd(), scale);
+          tensor_map(qkv.p, c, 3 * c.heads, c.ldqkv()), tensor_map(dO.p, c, c.heads, c.lddo()), o.p, lse.p, delta.p, tensor_map(dqkv.p, c, 3 * c.heads, c.ldd(), 16), table.p, c.half, c.length, c.d, c.ldo(), scale);
     }
     launched();
   }
@@ -180,11 +194,22 @@ template <class T> struct Operands {
       const bool wide = c.d > 64;
       const int bytes = (wide ? 160 : 64) * 1024 + 128 + (wide ? 2048 : 1024);
       allow(wide ? attention_hopper_backward_kv_128 : attention_hopper_backward_kv_64, bytes)<<<grid(wide ? 128 : 64), wide ? 256 : 128, bytes>>>(
-          tensor_map(qkv.p, c, 3 * c.heads, c.ldqkv()), tensor_map(dO.p, c, c.heads, c.lddo()), lse.p, delta.p, dqkv.p, c.length, c.d, c.ldd(), scale);
+          tensor_map(qkv.p, c, 3 * c.heads, c.ldqkv()), tensor_map(dO.p, c, c.heads, c.lddo()), lse.p, delta.p, tensor_map(dqkv.p, c, 3 * c.heads, c.ldd(), 16), table.p, c.half, c.length, scale);
     }
     launched();
   }
-  void backward() { backward_delta(), backward_q(), backward_kv(); }
+  void rotate(T *p, int ld, float sign) {
+    const bool eight = (c.half | c.d | ld) % 8 == 0;
+    const int blocks = (c.rows() * c.heads * 2 * c.half / (eight ? 8 : 1) + 255) / 256;
+    if constexpr (std::is_same_v<T, float>)
+      (eight ? rotary_eight_float32_::rotary_eight_float32 : rotary_single_float32_::rotary_single_float32)<<<blocks, 256>>>(p, table.p, c.rows(), c.length, c.heads, c.d, c.half, ld, sign);
+    else (eight ? rotary_eight_bf16_::rotary_eight_bf16 : rotary_single_bf16_::rotary_single_bf16)<<<blocks, 256>>>(p, table.p, c.rows(), c.length, c.heads, c.d, c.half, ld, sign);
+    launched();
+  }
+  void backward() {
+    backward_delta(), backward_q(), backward_kv();
+    if (set != HOPPER && c.half > 0) rotate(dqkv.p, c.ldd(), -1);
+  }
 };
 
 // The right answer for one head of one sequence, in float64.
@@ -202,7 +227,12 @@ template <class T> static Answer answer(const Case &c, const std::vector<T> &qkv
       g[(size_t)i * d + j] = value(dO[((size_t)b * L + i) * c.lddo() + head * d + j]);
     }
   const double scale = 1 / std::sqrt((double)d);
-  auto dot = [&](const double *u, const double *v) { double s = 0; for (int j = 0; j < d; j++) s += u[j] * v[j]; return s; };
+  auto dot = [&](const double *u, const double *v) {  // d is a multiple of 8
+    double s[8] = {};
+    for (int j = 0; j < d; j += 8)
+      for (int k = 0; k < 8; k++) s[k] += u[j + k] * v[j + k];
+    return s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
+  };
   for (int i = 0; i < L; i++) {
     const double *q = &x[0][(size_t)i * d], *gi = &g[(size_t)i * d];
     double *o = &a.o[(size_t)i * d], top = -INFINITY, sum = 0;
@@ -221,6 +251,15 @@ template <class T> static Answer answer(const Case &c, const std::vector<T> &qkv
       }
     }
   }
+  const auto table = rotations(c);
+  for (auto v : {&a.dq, &a.dk})
+    for (int i = 0; i < L; i++)
+      for (int k = 0; k < c.half; k++) {
+        const float2 r = table[(size_t)i * c.half + k];
+        double &x = (*v)[(size_t)i * d + k], &y = (*v)[(size_t)i * d + c.half + k];
+        const double u = x * r.x + y * r.y;
+        y = y * r.x - x * r.y, x = u;
+      }
   return a;
 }
 
@@ -274,7 +313,7 @@ template <class T> static void check(const Case &c, Kernels set, float size, int
   }
   const double most = sizeof(T) == 2 ? 1e-2 : 1e-5;
   bool ok = guard && repeat;
-  printf("%-7s B %d L %4d heads %d d %3d size %g", names[set], c.batch, c.length, c.heads, c.d, size);
+  printf("%-7s B %d L %4d heads %d d %3d half %2d size %g", names[set], c.batch, c.length, c.heads, c.d, c.half, size);
   const char *what[] = {"o", "dq", "dk", "dv", "lse"};
   for (int i = 0; i < 5; i++) {
     // of one position dq and dk are zero: nothing to be relative to
@@ -315,28 +354,36 @@ static void time_all(const Case &c, Kernels set, int groups, int calls) {
   row("backward q", median([&] { x.backward_q(); }, groups, calls), 3);
   row("backward kv", median([&] { x.backward_kv(); }, groups, calls), 4);
   row("backward", median([&] { x.backward(); }, groups, calls), 5);
+  if (c.half > 0) row("rotary", median([&] { x.rotate(x.qkv.p, c.ldqkv(), 1); }, groups, calls), 0);
 }
 
 int main(int argc, char **argv) {
+  setvbuf(stdout, nullptr, _IOLBF, 1 << 12);
   cudaDeviceProp p;
   CHECK(cudaGetDeviceProperties(&p, 0));
   printf("%s, %d multiprocessors\n", p.name, p.multiProcessorCount);
   const std::string what = argc > 1 ? argv[1] : "";
   if (what != "time") {
     int seed = 1;
-    for (int length : {1, 2, 3, 63, 64, 65, 127, 128, 129, 200, 257, 1000, 1023, 1025}) check<bf16>({2, length, 2, 64, length % 2 == 1}, HOPPER, 1, seed += 2);
+    for (int length : {1, 2, 3, 63, 64, 65, 127, 128, 129, 200, 257, 1000, 1023, 1025}) check<bf16>({2, length, 2, 64, length % 2 == 1, length % 3 * 8}, HOPPER, 1, seed += 2);
+    check<bf16>({60, 65, 8, 64, true}, HOPPER, 1, seed += 2), check<bf16>({150, 130, 8, 64, true}, HOPPER, 1, seed += 2), check<bf16>({3, 3000, 3, 64, true}, HOPPER, 1, seed += 2);
     for (int length : {3, 65, 300, 1025}) {
-      check<bf16>({1, length, 3, 128, true}, HOPPER, 1, seed += 2);
-      check<bf16>({2, length, 3, 40, true}, HOPPER, 1, seed += 2);
-      check<bf16>({2, length, 2, 88, true}, HOPPER, 1, seed += 2);
-      check<bf16>({1, length, 3, 64, true}, HOPPER, 3, seed += 2);
-      for (int d : {8, 32, 40, 64, 128}) check<bf16>({2, length, 2, d, true}, TENSOR, 1, seed += 2), check<float>({2, length, 2, d, true}, PLAIN, 1, seed += 2);
+      check<bf16>({1, length, 3, 128, true, length % 2 ? 64 : 16}, HOPPER, 1, seed += 2);
+      check<bf16>({2, length, 3, 40, true, 16}, HOPPER, 1, seed += 2);
+      check<bf16>({2, length, 2, 88, true, 32}, HOPPER, 1, seed += 2);
+      check<bf16>({1, length, 3, 64, true, 32}, HOPPER, 3, seed += 2);
     }
+    for (int length : {1, 3, 65, 300})
+      for (int d : {8, 32, 40, 64, 128}) {
+        const int half = d == 40 ? 5 : d / 4 / 8 * 8;
+        check<bf16>({2, length, 2, d, true, half}, TENSOR, 1, seed += 2), check<float>({2, length, 2, d, true, half}, PLAIN, 1, seed += 2);
+      }
     printf(failed ? "WRONG\n" : "all right\n");
   }
   if (what != "check") {
     printf("| kernels | batch × length × heads × d | ms | TFLOP/s |\n|---|---|---|---|\n");
-    for (Kernels set : {HOPPER, TENSOR}) time_all({60, 1024, 8, 64, false}, set, 21, 5);
+    for (Kernels set : {HOPPER, TENSOR}) time_all({60, 1024, 8, 64, false, 8}, set, 21, 5);
+    time_all({15, 4096, 8, 64, false}, HOPPER, 21, 2);
     time_all({60, 1024, 4, 128, false}, HOPPER, 21, 5);
     time_all({1, 131072, 8, 64, false}, HOPPER, 3, 1);
   }
