@@ -133,29 +133,28 @@ func (p *pass) hyenaBackward(k *block, name string, proj *fold) {
 			k.taps, p.decays, p.step(), p.at(name+"filter.bias"), b.dy, b.dz, b.dh, b.dbeta, b.shorts, b.rows, b.length, b.ld, b.ldf)
 		p.launch("hyena_tensor_short_gradient", [3]int{ceil(3*d, 128), 1, 1}, [2]int{128, 1}, 0, b.shorts, p.gradient(short), p.gradient(shortBias), p.gradient(in), b.parts, 3*d)
 	} else {
-		c := convolution(b.points)
-		p.kernel(fmt.Sprintf("longconv_backward_%d", b.points), [3]int{d, b.parts, 1}, [2]int{c.threads, 1}, c.shared,
-			k.u, k.q, k.spectrum, p.at(name+"filter.bias"), b.dy, b.dq, b.du, b.dh, b.dbeta, b.rows, b.length, b.ld, b.ldf, p.roots, p.halves)
+		p.convolveBackward(k, p.at(name+"filter.bias"))
 		p.kernel("shortconv_backward", [3]int{d, 1, 1}, [2]int{256, 1}, 0, k.z, proj.wide, p.at(short), p.at(shortBias),
 			b.dq, b.du, b.dz, p.gradient(short), p.gradient(shortBias), p.gradient(in), d, b.n, b.ld, b.length)
 	}
 	side := p.beside()
 	side.after(p.queue, eventStart)
-	side.reduce(b.dbeta, p.gradient(name+"filter.bias"), 0, b.parts, d, d)
+	side.reduce(b.dbeta, p.gradient(name+"filter.bias"), 0, b.betas, d, d)
 	side.filterBackward(k, name+"filter.")
 	side.mark(eventFilterGradient)
 	p.note(side.err)
 	p.weightGradient(name+"in_proj.weight", b.dz, 3*d, b.ld, k.h, d, 0)
 }
 
-// filterBackward goes from dh through the window and the FFN to its weights.
+// filterBackward goes from dh through the window and the FFN to its weights;
+// df takes f's place.
 func (p *pass) filterBackward(k *block, name string) {
 	b, d, l, w := p.b, p.config.Dim, p.b.length, p.config.Hyena.Width
 	first := name + "mlp.0.weight"
 	last := name + "mlp.3.weight"
-	p.launch("filter_gradient", [3]int{ceil(l, 128), d, 1}, [2]int{128, 1}, 0, b.dh, p.decays, b.df, b.parts, d, l, b.ldf, p.step())
-	p.product(product{m: d, n: w, k: l, a: b.df, lda: b.ldf, b: k.act[2], ldb: w, d: p.wide(b.dffn, first, last), ldd: w, in: float64s, out: float64s})
-	p.product(product{m: l, n: w, k: d, a: b.df, ta: true, lda: b.ldf, b: p.wide(k.ffn, first, last), ldb: w, d: b.dact, ldd: w, in: float64s, out: float64s})
+	p.launch("filter_gradient", [3]int{ceil(l, 128), d, 1}, [2]int{128, 1}, 0, b.dh, p.decays, b.f, b.parts, d, l, b.ldf, p.step())
+	p.product(product{m: d, n: w, k: l, a: b.f, lda: b.ldf, b: k.act[2], ldb: w, d: p.wide(b.dffn, first, last), ldd: w, in: float64s, out: float64s})
+	p.product(product{m: l, n: w, k: d, a: b.f, ta: true, lda: b.ldf, b: p.wide(k.ffn, first, last), ldb: w, d: b.dact, ldd: w, in: float64s, out: float64s})
 	for i := len(k.pre) - 1; i >= 0; i-- {
 		layer := fmt.Sprintf("%smlp.%d.", name, i)
 		topmost := 0

@@ -214,17 +214,19 @@ func BenchmarkCrossEntropyTeacher(b *testing.B) {
 	benchStep(b, c, gpu.Step{Batch: zipf(c, 60, 1024), Objective: gpu.CrossEntropy, Rate: 1e-4})
 }
 
-// BenchmarkTransforms is q ⊙ (h ∗ u + β ⊙ u) and its gradients at (60, 512, L)
-// by longconv.cu, which sequences too long for longconv_tensor.cu take.
+// BenchmarkTransforms is q ⊙ (h ∗ u + β ⊙ u) and its gradients by transforms,
+// which sequences too long for longconv_tensor.cu take, at (60, 512, L) and with
+// 131,072 tokens.
 func BenchmarkTransforms(b *testing.B) {
-	for _, length := range []int{1024, 4096, 8192} {
+	for _, shape := range [][2]int{{60, 1024}, {60, 4096}, {60, 8192}, {8, 16384}, {4, 32768}, {2, 65536}, {1, 131072}} {
+		rows, length := shape[0], shape[1]
 		c := pythia().Student(checkpoint.DefaultHyena(), length)
 		c.Layers = 1
 		for _, backward := range []bool{false, true} {
-			b.Run(fmt.Sprintf("L=%d/backward=%v", length, backward), func(b *testing.B) {
+			b.Run(fmt.Sprintf("B=%d/L=%d/backward=%v", rows, length, backward), func(b *testing.B) {
 				bench(b, c, true, func(e *engine, m *model) error {
 					e.transforms = true
-					batch := zipf(c, 60, length)
+					batch := zipf(c, rows, length)
 					s := gpu.Step{Batch: batch, Objective: gpu.JointMSE, Targets: targets(c, batch, 0), Rate: 1e-4}
 					p, err := m.pass(m.plan(s))
 					if err != nil {
@@ -232,14 +234,11 @@ func BenchmarkTransforms(b *testing.B) {
 					}
 					p.reuse(s, false)
 					p.replay(s, nil, false) // leaves real inputs
-					k, g, d := &p.b.blocks[0], convolution(p.b.points), c.Dim
-					beta := p.at(checkpoint.Block(0) + "hyena.filter.bias")
+					k, beta := &p.b.blocks[0], p.at(checkpoint.Block(0)+"hyena.filter.bias")
 					median(b, p.queue, func() {
-						p.kernel(fmt.Sprintf("longconv_forward_%d", p.b.points), [3]int{d, min(ceil(60, g.groups), 2048/d), 1}, [2]int{g.threads, 1}, g.shared,
-							k.u, k.q, k.spectrum, beta, k.y, 60, length, p.b.ld, p.roots, p.halves)
+						p.convolve(k, beta)
 						if backward {
-							p.kernel(fmt.Sprintf("longconv_backward_%d", p.b.points), [3]int{d, p.b.parts, 1}, [2]int{g.threads, 1}, g.shared,
-								k.u, k.q, k.spectrum, beta, p.b.dy, p.b.dq, p.b.du, p.b.dh, p.b.dbeta, 60, length, p.b.ld, p.b.ldf, p.roots, p.halves)
+							p.convolveBackward(k, beta)
 						}
 					})
 					return p.done()
@@ -280,5 +279,57 @@ func BenchmarkDistilLayerFromHost(b *testing.B) {
 			}
 			b.ReportMetric(float64(len(batch.Tokens)*b.N)/b.Elapsed().Seconds(), "tokens/s")
 		})
+	}
+}
+
+// BenchmarkLength is what a token costs by the length of its sequence, with
+// 131,072 tokens a batch at each.
+func BenchmarkLength(b *testing.B) {
+	const tokens = 131072
+	report := func(b *testing.B, m *model) {
+		b.ReportMetric(b.Elapsed().Seconds()*1e9/float64(b.N)/tokens, "ns/token")
+		b.ReportMetric(float64(m.work.size)/(1<<30), "GiB-workspace")
+		if free, total, err := cu.MemInfo(); err == nil {
+			b.ReportMetric(float64(total-free)/(1<<30), "GiB-device")
+		}
+	}
+	for length := 1024; length <= tokens; length *= 2 {
+		teacher := pythia()
+		teacher.Context = length
+		for _, c := range []checkpoint.Config{teacher.Student(checkpoint.DefaultHyena(), length), teacher} {
+			name := "student"
+			if c.Architecture == checkpoint.GPTNeoX {
+				name = "teacher"
+			}
+			batch := zipf(c, tokens/length, length)
+			b.Run(fmt.Sprintf("%s/L=%d/forward", name, length), func(b *testing.B) {
+				bench(b, c, false, func(e *engine, m *model) error {
+					p, err := m.pass(job{rows: batch.Rows, length: batch.Length, top: c.Layers - 1, from: c.Layers, keep: []int{c.Layers - 1}})
+					if err != nil {
+						return err
+					}
+					put(p.queue, p.b.tokens, batch.Tokens)
+					median(b, p.queue, func() {
+						p.forward()
+						p.kept(c.Layers - 1)
+					})
+					report(b, m)
+					return p.done()
+				})
+			})
+			b.Run(fmt.Sprintf("%s/L=%d/cross-entropy", name, length), func(b *testing.B) {
+				bench(b, c, true, func(e *engine, m *model) error {
+					s := gpu.Step{Batch: batch, Objective: gpu.CrossEntropy, Rate: 1e-4}
+					p, err := m.pass(m.plan(s))
+					if err != nil {
+						return err
+					}
+					p.reuse(s, true)
+					median(b, p.queue, func() { p.replay(s, nil, true) })
+					report(b, m)
+					return p.done()
+				})
+			})
+		}
 	}
 }

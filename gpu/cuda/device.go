@@ -106,11 +106,11 @@ func (d *device) open() error {
 	if d.blas, err = newBlas(d); err != nil {
 		return err
 	}
-	roots, halves := make([]float32, 2*maxLength), make([]float32, 2*maxLength)
-	for k := range maxLength {
-		s, c := math.Sincos(-2 * math.Pi * float64(k) / maxLength)
+	roots, halves := make([]float32, 2*tablePoints), make([]float32, 2*tablePoints)
+	for k := range tablePoints {
+		s, c := math.Sincos(-2 * math.Pi * float64(k) / tablePoints)
 		roots[2*k], roots[2*k+1] = float32(c), float32(s)
-		s, c = math.Sincos(math.Pi * float64(k) / (2 * maxLength))
+		s, c = math.Sincos(math.Pi * float64(k) / (2 * tablePoints))
 		halves[2*k], halves[2*k+1] = float32(c), float32(s)
 	}
 	if d.roots, err = upload(d, roots, "roots of unity"); err != nil {

@@ -66,7 +66,7 @@ func (p *pass) last() (x, m, f ptr) {
 	if p.b.top < 0 {
 		return p.b.x, 0, 0
 	}
-	return p.b.blocks[p.b.top].x, p.b.m, p.b.f
+	return p.b.blocks[p.b.top].x, p.b.mixed, p.b.fed
 }
 
 // kept is the residual stream after block i, one of those that the job keeps;
@@ -92,10 +92,10 @@ func (p *pass) block(i int) {
 	mixer, mlp := p.projections(i)
 	if p.config.Architecture == checkpoint.HyenaNeoX {
 		p.hyena(k, name+"hyena.", mixer, i)
-		p.branch(b.m, k.y, name+"hyena.out_proj.", d, b.ld)
+		p.branch(b.mixed, k.y, name+"hyena.out_proj.", d, b.ld)
 	} else {
 		p.attention(k, mixer)
-		p.branch(b.m, k.o, name+"attention.dense.", d, 0)
+		p.branch(b.mixed, k.o, name+"attention.dense.", d, 0)
 	}
 	if b.fusesGelu(p.config) {
 		p.geluUp(k, mlp, i >= b.from)
@@ -103,7 +103,7 @@ func (p *pass) block(i int) {
 		p.project(k.a, k.h, mlp)
 		p.kernel("gelu_forward", [3]int{ceil(b.n*hidden, 2048), 1, 1}, [2]int{256, 1}, 0, k.a, k.g, int64(b.n)*int64(hidden))
 	}
-	p.branch(b.f, k.g, name+"mlp.dense_4h_to_h.", hidden, 0)
+	p.branch(b.fed, k.g, name+"mlp.dense_4h_to_h.", hidden, 0)
 }
 
 // hyena is y = q ⊙ (h ∗ u + β ⊙ u) of the norm's output, channel-major.
@@ -120,9 +120,7 @@ func (p *pass) hyena(k *block, name string, in *fold, layer int) {
 	}
 	p.kernel("shortconv_forward", [3]int{ceil(b.ld, 2048), d, 1}, [2]int{256, 1}, 0, k.z, in.wide,
 		p.at(name+"short_filter.weight"), p.at(name+"short_filter.bias"), k.q, k.u, d, b.n, b.ld, b.length)
-	c := convolution(b.points)
-	p.kernel(fmt.Sprintf("longconv_forward_%d", b.points), [3]int{d, min(ceil(b.rows, c.groups), max(1, 2048/d)), 1}, [2]int{c.threads, 1}, c.shared,
-		k.u, k.q, k.spectrum, p.at(name+"filter.bias"), k.y, b.rows, b.length, b.ld, p.roots, p.halves)
+	p.convolve(k, p.at(name+"filter.bias"))
 }
 
 // filter is the implicit filter over the sequence's length: its transform, or
@@ -139,14 +137,12 @@ func (p *pass) filter(k *block, name string) {
 		x, in = k.act[i], w
 	}
 	d := p.config.Dim
-	p.product(product{m: d, n: l, k: w, a: p.wide(k.ffn, first, name+"mlp.3.weight"), lda: w, b: x, tb: true, ldb: w, d: k.f, ldd: b.ldf, in: float64s, out: float64s})
+	p.product(product{m: d, n: l, k: w, a: p.wide(k.ffn, first, name+"mlp.3.weight"), lda: w, b: x, tb: true, ldb: w, d: b.f, ldd: b.ldf, in: float64s, out: float64s})
 	if b.tensor {
-		p.each("narrow", d*b.ldf, k.f, k.taps, int64(d)*int64(b.ldf))
+		p.each("narrow", d*b.ldf, b.f, k.taps, int64(d)*int64(b.ldf))
 		return
 	}
-	c := convolution(b.points)
-	p.launch(fmt.Sprintf("filter_spectrum_%d", b.points), [3]int{d, 1, 1}, [2]int{b.points / 16, 1}, c.shared/c.groups,
-		k.f, p.decays, k.spectrum, l, b.ldf, p.step(), p.roots, p.halves)
+	p.spectrum(k)
 }
 
 // wide is where a weight of a filter's FFN lies in a float64 buffer that begins
@@ -213,7 +209,7 @@ func (p *pass) forward() {
 		case i == 0:
 			p.norm(k, b.x, 0, 0, 0)
 		default:
-			p.norm(k, b.blocks[i-1].x, b.m, b.f, k.x)
+			p.norm(k, b.blocks[i-1].x, b.mixed, b.fed, k.x)
 		}
 		p.block(i)
 	}

@@ -5,10 +5,16 @@ package cuda
 import "math"
 
 // What the kernels' templates fix: these mirror longconv.cu, fft.cuh,
-// residual.cu and attention.cu.
+// residual.cu and attention.cu; longconv.go has longconv_stages.cu's.
 
 // maxLength is the longest sequence that the convolution's transforms cover.
-const maxLength = 8192
+const maxLength = 131072
+
+// maxRows is the sequences of attention's batches, a dimension of its grids.
+const maxRows = 65535
+
+// tablePoints is fft::MaxPoints, the resolution of its tables of roots.
+const tablePoints = 8192
 
 // grouping is how longconv.cu divides work for transforms of one size.
 type grouping struct {

@@ -38,6 +38,9 @@ func (m *model) call(f func() error) error {
 
 // pass prepares a call.
 func (m *model) pass(j job) (*pass, error) {
+	if m.config.Architecture == checkpoint.GPTNeoX && j.rows > maxRows {
+		return nil, fmt.Errorf("cuda: a batch of %d sequences: this engine's attention takes up to %d", j.rows, maxRows)
+	}
 	j.tensor = m.element == bf16s && !m.engine.transforms && toeplitzOf(j.length).backward <= m.engine.device.shared
 	if d := m.engine.device; m.element == bf16s && d.hopper && !m.engine.cublas && m.config.Dim <= matmulWidest {
 		j.fused = d.multiprocessors

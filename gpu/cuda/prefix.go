@@ -124,5 +124,5 @@ func (p *pass) behindFrozen(k *block, fromCache bool, x ptr) {
 		from = 1
 	}
 	p.kernel(fmt.Sprintf("residual_prefix_%d", chunks(d)), [3]int{ceil(b.n, 8), 1, 1}, [2]int{256, 1}, 0,
-		x, b.m, b.f, b.slots, p.prefix.cache, from, k.x, k.h, k.rstd, b.n, b.length, d, float32(p.config.Eps))
+		x, b.mixed, b.fed, b.slots, p.prefix.cache, from, k.x, k.h, k.rstd, b.n, b.length, d, float32(p.config.Eps))
 }

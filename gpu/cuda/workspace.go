@@ -81,11 +81,11 @@ type block struct {
 	// student, channel-major
 	z, y     ptr    // [3D, ld], [D, ld]
 	q, u     ptr    // float32 [D, ld]
+	c        ptr    // the long convolution [D, ld], where longconv_stages.cu keeps it for its backward pass
 	ffn      ptr    // the filter's FFN weights in float64
 	pre, act [3]ptr // its hidden layers, float64 [L, W]
-	f        ptr    // its output, the filter without its window, float64 [D, ldf]
 	spectrum ptr    // complex [D, points]
-	taps     ptr    // f in float32
+	taps     ptr    // the filter without its window, float32 [D, ldf]
 	// teacher
 	qkv, o, lse ptr // [N, 3D], [N, D], float32 [B, heads, L]
 }
@@ -96,6 +96,7 @@ type buffers struct {
 	n, ld, ldf int // tokens; columns of channel-major rows; of the filter's
 	points     int // of a transform
 	parts      int // slices of the batch in the convolution's backward pass
+	betas      int // of dβ's sums
 	tokens     ptr
 	lowest     int     // first block that is computed; those below are in the prefix's cache
 	rowSlots   []int32 // where each sequence is kept there
@@ -103,7 +104,12 @@ type buffers struct {
 	blocks     []block // of layers 0 … top
 	frozen     block
 	x          ptr // residual stream where it is not kept: what is before a block is overwritten by what is after it
-	m, f       ptr // what a block adds to it, by its mixer and its MLP [N, D]
+	mixed, fed ptr // what a block adds to it, by its mixer and its MLP [N, D]
+	// f is the output of a filter's FFN and then its gradient, one layer's at a
+	// time: float64 [D, ldf]. scratch is longconv_stages.cu's U, V and S, done
+	// its counts.
+	f, done ptr
+	scratch [3]ptr
 
 	// head
 	hf, fmean, frstd     ptr
@@ -123,7 +129,7 @@ type buffers struct {
 	turned, geluSums     ptr // geluDown's: a weight transposed, sums of the bias's gradient
 	dy, dq, du, dz       ptr
 	dh, dbeta, shorts    ptr // slices of the batch, float32
-	df, dact, dffn       ptr // float64
+	dact, dffn           ptr // float64
 	dqkv, do, delta      ptr
 	order, start         ptr
 	ids, firsts, counted ptr
@@ -151,13 +157,24 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 			for i := range k.pre {
 				k.pre[i], k.act[i] = l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*int64(j.length*c.Hyena.Width))
 			}
-			k.f = l.take(8 * D * int64(b.ldf))
 		} else {
 			k.qkv, k.o, k.lse = l.take(es*3*N*D), l.take(es*N*D), l.take(4*N*int64(c.Attention.Heads))
 		}
 		return k
 	}
-	b.x, b.m, b.f = l.take(4*N*D), l.take(es*N*D), l.take(es*N*D)
+	b.x, b.mixed, b.fed = l.take(4*N*D), l.take(es*N*D), l.take(es*N*D)
+	if c.Architecture == checkpoint.HyenaNeoX && j.top >= 0 {
+		b.f = l.take(8 * D * int64(b.ldf))
+	}
+	stages := c.Architecture == checkpoint.HyenaNeoX && !j.tensor && b.points > blockPoints
+	if stages {
+		s, back := stageOf(b.points, j.rows, c.Dim, false), stageOf(b.points, j.rows, c.Dim, true)
+		b.scratch[0] = l.take(max(s.scratch(3*stageLag, b.points), back.scratch(2*stageLag, b.points)))
+		if j.trains() {
+			b.scratch[1], b.scratch[2] = l.take(back.scratch(3*stageLag, b.points)), l.take(back.scratch(stageLag+1, b.points))
+		}
+		b.done = l.take(4 * 3 * int64(max(s.slices, back.slices)))
+	}
 	if j.from > 0 && j.top >= 0 {
 		b.frozen = newBlock()
 	}
@@ -165,6 +182,9 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 		k := b.frozen
 		if i >= j.from {
 			k = newBlock()
+			if stages {
+				k.c = l.take(es * D * ld)
+			}
 		}
 		k.x = b.x
 		if j.keeps(i - 1) {
@@ -226,10 +246,17 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 			b.shorts = l.take(4 * int64(b.parts) * 15 * D)
 		} else {
 			b.parts = min(ceil(j.rows, 4), max(1, 1024/c.Dim))
+			if stages {
+				b.parts = 1
+			}
 			b.dq, b.du = l.take(4*D*ld), l.take(4*D*ld)
 		}
-		b.dh, b.dbeta = l.take(4*int64(b.parts)*D*int64(b.ldf)), l.take(4*int64(b.parts)*D)
-		b.df, b.dact, b.dffn = l.take(8*D*int64(b.ldf)), l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*ffn)
+		b.betas = b.parts
+		if stages {
+			b.betas = j.rows * columnBlocks(b.points)
+		}
+		b.dh, b.dbeta = l.take(4*int64(b.parts)*D*int64(b.ldf)), l.take(4*int64(b.betas)*D)
+		b.dact, b.dffn = l.take(8*int64(j.length*c.Hyena.Width)), l.take(8*ffn)
 	} else {
 		b.dqkv, b.do, b.delta = l.take(es*3*N*D), l.take(es*N*D), l.take(4*N*int64(c.Attention.Heads))
 	}

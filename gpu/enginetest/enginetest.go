@@ -29,18 +29,22 @@ type Tolerances struct {
 	Slope     float64       // finite differences; 0: gradients are compared with the engine's own in float32
 	Epsilon   float64       // how far weights are moved for those
 	Leak      float64       // what precedes a changed token, between the two outputs; 0: bit for bit
+	Longest   int           // sequence that is tried, in tokens
 }
+
+// longest takes an engine whose convolution costs L² operations about a second.
+const longest = 8193
 
 // Float64 are the tolerances of an engine that computes and keeps everything
 // in float64: what is left is the rounding of the golden vectors and of weights
 // in checkpoints.
 func Float64() Tolerances {
-	return Tolerances{Precision: gpu.Float64, Output: 1e-6, Gradient: 1e-6, Median: 1e-6, Prefix: 1e-7, Start: 1e-6, Curve: 1e-4, Slope: 1e-4, Epsilon: 1e-4}
+	return Tolerances{Precision: gpu.Float64, Output: 1e-6, Gradient: 1e-6, Median: 1e-6, Prefix: 1e-7, Start: 1e-6, Curve: 1e-4, Slope: 1e-4, Epsilon: 1e-4, Longest: longest}
 }
 
 // Float32 are the tolerances of an engine that computes in float32.
 func Float32() Tolerances {
-	return Tolerances{Precision: gpu.Float32, Output: 1e-4, Gradient: 1e-4, Median: 1e-4, Prefix: 1e-5, Start: 1e-4, Curve: 0.15, Slope: 1e-2, Epsilon: 1e-3}
+	return Tolerances{Precision: gpu.Float32, Output: 1e-4, Gradient: 1e-4, Median: 1e-4, Prefix: 1e-5, Start: 1e-4, Curve: 0.15, Slope: 1e-2, Epsilon: 1e-3, Longest: longest}
 }
 
 // BFloat16 are those of one whose matrix products are in bf16, in which finite
@@ -50,7 +54,7 @@ func Float32() Tolerances {
 // for the tiny golden case its worst gradient, of the KL, is off by 0.036 to
 // 0.071, and half of a step's gradients by less than 0.026.
 func BFloat16() Tolerances {
-	return Tolerances{Precision: gpu.BFloat16, Output: 2e-2, Gradient: 7.5e-2, Median: 3e-2, Prefix: 2e-2, Start: 0.1, Curve: 0.3}
+	return Tolerances{Precision: gpu.BFloat16, Output: 2e-2, Gradient: 7.5e-2, Median: 3e-2, Prefix: 2e-2, Start: 0.1, Curve: 0.3, Longest: longest}
 }
 
 // suite is one run of the tests.
@@ -69,6 +73,7 @@ func Run(t *testing.T, open func() gpu.Engine, tol Tolerances) {
 		{"AgreesWithPyTorch", s.golden},
 		{"GradientsAreSlopes", s.slopes},
 		{"OddLengths", s.lengths},
+		{"LongSequences", s.long},
 		{"GradientOfABatchIsTheMeanOfItsRows", s.rows},
 		{"FrozenPrefixChangesNoGradient", s.frozenPrefix},
 		{"KeptPrefixChangesNoBit", s.keptPrefix},

@@ -163,41 +163,47 @@ func (s suite) lengths(t *testing.T) {
 	}
 }
 
-// rows checks batches of several sizes: a mean over rows of equal weight has
-// the mean of the rows' losses and gradients.
+// rows checks batches of several sizes.
 func (s suite) rows(t *testing.T) {
 	e := s.engine(t)
 	for _, c := range []checkpoint.Config{teacherConfig(), studentConfig()} {
 		m := s.model(t, e, random(c, 11))
 		for _, n := range []int{2, 5, 7, 60} {
-			b := batch(c, n, 19, 12)
-			r, got := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.CrossEntropy})
-			loss, mean := 0.0, map[string][]float64{}
-			for row := range n {
-				one := gpu.Batch{Rows: 1, Length: 19, Tokens: b.Tokens[row*19 : (row+1)*19]}
-				r, g := gradients(t, m, gpu.Step{Batch: one, Objective: gpu.CrossEntropy})
-				loss += r.Loss / float64(n)
-				for name, v := range g {
-					if mean[name] == nil {
-						mean[name] = make([]float64, len(v))
-					}
-					for i, x := range v {
-						mean[name][i] += float64(x) / float64(n)
-					}
-				}
-			}
-			if math.Abs(loss-r.Loss) > s.tol.Output*loss {
-				t.Errorf("%s, %d rows: loss %.8g, the rows' mean is %.8g", c.Architecture, n, r.Loss, loss)
-			}
-			for name, v := range mean {
-				want := make([]float32, len(v))
-				for i, x := range v {
-					want[i] = float32(x)
-				}
-				near(t, fmt.Sprintf("%s, %d rows: %s", c.Architecture, n, name), got[name], want, s.tol.Gradient)
-			}
+			s.meanOfRows(t, m, batch(c, n, 19, 12))
 		}
 		m.Close()
+	}
+}
+
+// meanOfRows checks a batch against its rows alone: a mean over rows of equal
+// weight has the mean of the rows' losses and gradients.
+func (s suite) meanOfRows(t *testing.T, m gpu.Model, b gpu.Batch) {
+	t.Helper()
+	what := fmt.Sprintf("%s, %d rows of %d", m.Config().Architecture, b.Rows, b.Length)
+	r, got := gradients(t, m, gpu.Step{Batch: b, Objective: gpu.CrossEntropy})
+	loss, mean := 0.0, map[string][]float64{}
+	for row := range b.Rows {
+		one := gpu.Batch{Rows: 1, Length: b.Length, Tokens: b.Tokens[row*b.Length : (row+1)*b.Length]}
+		r, g := gradients(t, m, gpu.Step{Batch: one, Objective: gpu.CrossEntropy})
+		loss += r.Loss / float64(b.Rows)
+		for name, v := range g {
+			if mean[name] == nil {
+				mean[name] = make([]float64, len(v))
+			}
+			for i, x := range v {
+				mean[name][i] += float64(x) / float64(b.Rows)
+			}
+		}
+	}
+	if math.Abs(loss-r.Loss) > s.tol.Output*loss {
+		t.Errorf("%s: loss %.8g, the rows' mean is %.8g", what, r.Loss, loss)
+	}
+	for name, v := range mean {
+		want := make([]float32, len(v))
+		for i, x := range v {
+			want[i] = float32(x)
+		}
+		near(t, what+": "+name, got[name], want, s.tol.Gradient)
 	}
 }
 

@@ -107,16 +107,32 @@ template <int P, int DONE, int RADIX> __device__ __forceinline__ void pass(float
 #pragma unroll
     for (int i = 0; i < S; i++) {
       const int j = t + i * T, base = (j / DONE) * DONE * RADIX + (j & (DONE - 1));
+      // padded is linear in r and e: the compiler does not see it, and would
+      // compute and keep 32 addresses
+      float2 *to = s + padded(base);
 #pragma unroll
-      for (int r = 0; r < RADIX; r++) s[padded(base + r * DONE)] = v[i + r * S];
+      for (int r = 0; r < RADIX; r++) to[r * (DONE + DONE / 16)] = v[i + r * S];
     }
     __syncthreads();
+    const float2 *from = s + padded(t);
 #pragma unroll
-    for (int e = 0; e < 16; e++) v[e] = s[padded(t + e * T)];
+    for (int e = 0; e < 16; e++) v[e] = from[e * (T + T / 16)];
   }
 }
 
+// The same value, of which the compiler does not know that: or it would compute
+// the factors of several transforms and twists once and spill them.
+__device__ __forceinline__ int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ float2 fresh(float2 x) {
+  asm volatile("" : "+f"(x.x), "+f"(x.y));
+  return x;
+}
+
 template <int P> __device__ __forceinline__ void forward(float2 (&v)[16], float2 *s, int t, const float2 *roots) {
+  t = fresh(t);
   pass<P, 1, 16>(v, s, t, roots);
   pass<P, 16, 16>(v, s, t, roots);
   constexpr int rest = P / 256;

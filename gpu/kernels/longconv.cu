@@ -9,7 +9,8 @@
 //
 // Channel-major: u, q, dq, du: [D, ld] float32, y, dy: [D, ld] of T, column b·L + n is position
 // n of sequence b. A transform of P ≥ L points covers one channel of one
-// sequence; see fft.cuh for why P need not be 2L. H: [D, P] complex, the
+// sequence; see fft.cuh for why P need not be 2L, and longconv_stages.cu for more
+// than 8192 points. H: [D, P] complex, the
 // filter's transform over P. A block works for one channel on GROUPS sequences
 // at a time.
 #include "fft.cuh"
@@ -45,12 +46,12 @@ __device__ void filter_spectrum(const double *f, const float *decay, float2 *H, 
 
 // Grid (D, slices of the batch).
 template <class T, int P>
-__device__ void longconv_forward(const float *u, const float *q, const float2 *H, const float *beta, T *y, int batch, int length, int ld, const float2 *roots, const float2 *halves) {
+__device__ void longconv_forward(const float *__restrict__ u, const float *__restrict__ q, const float2 *__restrict__ H, const float *__restrict__ beta, T *__restrict__ y, int batch, int length, int ld, const float2 *roots, const float2 *halves) {
   using C = LongConv<P>;
   extern __shared__ float2 shared[];
   const int t = threadIdx.x % C::T, g = threadIdx.x / C::T, c = blockIdx.x;
   float2 *s = shared + g * fft::shared_points<P>;
-  const float2 wt = fft::twist_base<P>(halves, t);
+  float2 wt = fft::twist_base<P>(halves, t);
   const float b = beta[c];
   H += (size_t)c * P;
   for (int row = blockIdx.y * C::GROUPS; row < batch; row += gridDim.y * C::GROUPS) {
@@ -58,6 +59,7 @@ __device__ void longconv_forward(const float *u, const float *q, const float2 *H
     const size_t at = (size_t)c * ld + (size_t)(row + g) * length;
     float x[16];
     float2 v[16];
+    wt = fft::fresh(wt);
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
@@ -72,6 +74,7 @@ __device__ void longconv_forward(const float *u, const float *q, const float2 *H
       v[e].y = -v[e].y;
     }
     fft::forward<P>(v, s, t, roots);
+    wt = fft::fresh(wt);
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
@@ -84,14 +87,14 @@ __device__ void longconv_forward(const float *u, const float *q, const float2 *H
 // dh: [slices, D, ldh] float32, dbeta: [slices, D], both a slice's own sum,
 // added up by filter_gradient and reduce_slices. Grid (D, slices).
 template <class T, int P>
-__device__ void longconv_backward(const float *u, const float *q, const float2 *H, const float *beta, const T *dy, float *dq, float *du, float *dh, float *dbeta,
+__device__ void longconv_backward(const float *__restrict__ u, const float *__restrict__ q, const float2 *__restrict__ H, const float *__restrict__ beta, const T *__restrict__ dy, float *__restrict__ dq, float *__restrict__ du, float *__restrict__ dh, float *dbeta,
                                   int batch, int length, int ld, int ldh, const float2 *roots, const float2 *halves) {
   using C = LongConv<P>;
   extern __shared__ float2 shared[];
   __shared__ float scratch[32];
   const int t = threadIdx.x % C::T, g = threadIdx.x / C::T, c = blockIdx.x;
   float2 *s = shared + g * fft::shared_points<P>;
-  const float2 wt = fft::twist_base<P>(halves, t);
+  float2 wt = fft::twist_base<P>(halves, t);
   const float b = beta[c];
   H += (size_t)c * P;
   float2 sum[16];  // Σ over sequences of D ⊙ conj(U), dh's transform
@@ -103,6 +106,7 @@ __device__ void longconv_backward(const float *u, const float *q, const float2 *
     const size_t at = (size_t)c * ld + (size_t)(row + g) * length;
     float x[16];
     float2 U[16], v[16];
+    wt = fft::fresh(wt);
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
@@ -117,6 +121,7 @@ __device__ void longconv_backward(const float *u, const float *q, const float2 *
       v[e].y = -v[e].y;
     }
     fft::forward<P>(v, s, t, roots);
+    wt = fft::fresh(wt);
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
@@ -141,6 +146,7 @@ __device__ void longconv_backward(const float *u, const float *q, const float2 *
       v[e].y = -v[e].y;
     }
     fft::forward<P>(v, s, t, roots);
+    wt = fft::fresh(wt);
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
@@ -167,6 +173,7 @@ __device__ void longconv_backward(const float *u, const float *q, const float2 *
   for (int e = 0; e < 16; e++) sum[e].y = -sum[e].y;
   fft::forward<P>(sum, s, t, roots);
   if (g == 0) {
+    wt = fft::fresh(wt);
 #pragma unroll
     for (int e = 0; e < 16; e++) {
       const int n = t + e * C::T;
@@ -188,11 +195,11 @@ extern "C" __global__ void filter_gradient(const float *dh, const float *decay, 
 
 #define LONGCONV_OF(P, T)                                                                                                                     \
   extern "C" __global__ void __launch_bounds__(LongConv<P>::THREADS, LongConv<P>::FORWARD)                                                    \
-      longconv_forward_##P##_##T(const float *u, const float *q, const float2 *H, const float *beta, T *y, int batch, int length, int ld, const float2 *roots, const float2 *halves) { \
+      longconv_forward_##P##_##T(const float *__restrict__ u, const float *__restrict__ q, const float2 *__restrict__ H, const float *__restrict__ beta, T *__restrict__ y, int batch, int length, int ld, const float2 *roots, const float2 *halves) { \
     longconv_forward<T, P>(u, q, H, beta, y, batch, length, ld, roots, halves);                                                               \
   }                                                                                                                                           \
   extern "C" __global__ void __launch_bounds__(LongConv<P>::THREADS, LongConv<P>::BACKWARD)                                                   \
-      longconv_backward_##P##_##T(const float *u, const float *q, const float2 *H, const float *beta, const T *dy, float *dq, float *du, float *dh, float *dbeta, \
+      longconv_backward_##P##_##T(const float *__restrict__ u, const float *__restrict__ q, const float2 *__restrict__ H, const float *__restrict__ beta, const T *__restrict__ dy, float *__restrict__ dq, float *__restrict__ du, float *__restrict__ dh, float *dbeta, \
                                   int batch, int length, int ld, int ldh, const float2 *roots, const float2 *halves) {                         \
     longconv_backward<T, P>(u, q, H, beta, dy, dq, du, dh, dbeta, batch, length, ld, ldh, roots, halves);                                      \
   }
