@@ -5,6 +5,7 @@
 package infra
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -32,6 +33,11 @@ type BrokerOptions struct {
 	// RetentionBytes bounds each partition: the oldest records beyond it are
 	// deleted, read or not. 0 keeps everything.
 	RetentionBytes int64
+	// Cert and Key are PEM files; with them the broker speaks TLS and nothing else.
+	Cert, Key string
+	// User is the one name that may log in, by SASL PLAIN or SCRAM with
+	// Password. "" lets in everybody who reaches the address.
+	User, Password string
 }
 
 // Validate says what of the options cannot be.
@@ -41,6 +47,12 @@ func (o BrokerOptions) Validate() error {
 	}
 	if o.RetentionBytes < 0 {
 		return fmt.Errorf("broker: retention of %d bytes", o.RetentionBytes)
+	}
+	if (o.Cert == "") != (o.Key == "") {
+		return errors.New("broker: a certificate and its key: want both or neither")
+	}
+	if (o.User == "") != (o.Password == "") {
+		return errors.New("broker: a user and a password: want both or neither")
 	}
 	if o.Listen == "" {
 		return nil
@@ -95,8 +107,23 @@ func StartBroker(o BrokerOptions) (*Broker, error) {
 	if o.RetentionBytes > 0 {
 		configs["log.retention.bytes"] = strconv.FormatInt(o.RetentionBytes, 10)
 	}
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(filepath.Join(o.Dir, "log")), kfake.BrokerConfigs(configs),
-		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, listen) }))
+	options := []kfake.Opt{kfake.NumBrokers(1), kfake.DataDir(filepath.Join(o.Dir, "log")), kfake.BrokerConfigs(configs),
+		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, listen) })}
+	if o.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(o.Cert, o.Key)
+		if err != nil {
+			unlock()
+			return nil, fmt.Errorf("broker: %w", err)
+		}
+		options = append(options, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}))
+	}
+	if o.User != "" {
+		options = append(options, kfake.EnableSASL())
+		for _, mechanism := range []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} {
+			options = append(options, kfake.Superuser(mechanism, o.User, o.Password))
+		}
+	}
+	cluster, err := kfake.NewCluster(options...)
 	if err != nil {
 		unlock()
 		if errors.Is(err, syscall.EADDRINUSE) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/report"
@@ -39,37 +40,34 @@ const prismAtOnce = 8
 // TeachOptions says what Teach sends where. Zero values of Epochs, Partitions,
 // Workers, Batch, Device, DType, Patience and Data stand for their defaults.
 type TeachOptions struct {
-	Dataset    string   // folder of a token set
-	Teacher    string   // folder of a GPT-NeoX checkpoint
-	Brokers    []string // host:port; none: the embedded broker, with its log in Data
-	Data       string   // folder of the embedded broker's log
-	Topic      string   // run name: layer i's records go to <Topic>.layer-<i>
-	Layers     []int    // ascending; none: all
-	Epochs     int64
-	Sequences  int64 // stop after this many of the canonical order, in place of whole epochs
-	Partitions int   // of each topic: one a data-parallel rank of the trainer
-	Workers    int   // teachers side by side, each with its share of the partitions
-	Batch      int   // sequences that go through the teacher at once
-	Device     string
-	Precision  string // of the teacher's arithmetic: float32 or bf16
-	DType      string // of the values sent: float32, float16, bfloat16 or int8
-	Seed       int64  // of the canonical order; the trainer's has to be the same
-	MaxLag     int64  // bytes that the trainer may be behind before the teacher waits; 0: any
-	Patience   time.Duration
-	Runner     Runner
-	Stage      string    // name of the progress bar
-	Log        io.Writer // what is said in words goes here; nil: stderr
-	Quiet      bool      // no progress bar
+	Dataset        string // folder of a token set
+	Teacher        string // folder of a GPT-NeoX checkpoint
+	cluster.Access        // no brokers: the embedded one, with its log in Data
+	Data           string // folder of the embedded broker's log
+	Topic          string // run name: layer i's records go to <Topic>.layer-<i>
+	Layers         []int  // ascending; none: all
+	Epochs         int64
+	Sequences      int64 // stop after this many of the canonical order, in place of whole epochs
+	Partitions     int   // of each topic: one a data-parallel rank of the trainer
+	Workers        int   // teachers side by side, each with its share of the partitions
+	Batch          int   // sequences that go through the teacher at once
+	Device         string
+	Precision      string // of the teacher's arithmetic: float32 or bf16
+	DType          string // of the values sent: float32, float16, bfloat16 or int8
+	Seed           int64  // of the canonical order; the trainer's has to be the same
+	MaxLag         int64  // bytes that the trainer may be behind before the teacher waits; 0: any
+	Patience       time.Duration
+	Runner         Runner
+	Stage          string    // name of the progress bar
+	Log            io.Writer // what is said in words goes here; nil: stderr
+	Quiet          bool      // no progress bar
 }
 
 // Flags declares the command's flags.
 func (o *TeachOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set (pipelines/tokenize)")
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of a GPT-NeoX checkpoint")
-	f.Func("brokers", "Kafka's `host:port`, several with commas; without it an embedded broker runs as long as the command", func(s string) error {
-		o.Brokers = strings.Split(s, ",")
-		return nil
-	})
+	o.Access.Flags(f, "Kafka's `host:port`, several with commas; without it an embedded broker runs as long as the command")
 	f.StringVar(&o.Data, "data", DefaultBrokerData, "`folder` of the embedded broker's log")
 	f.StringVar(&o.Topic, "topic", "", "run `name`: layer i's records go to topic <name>.layer-<i>")
 	f.Func("layers", "`layers` to send, 0,2,5 for instance (default all)", func(s string) error {
@@ -169,6 +167,9 @@ func (o TeachOptions) Validate() error {
 	if _, err := dtype.Parse(o.DType); err != nil {
 		return fmt.Errorf("--dtype: %w", err)
 	}
+	if err := o.Access.Validate(); err != nil {
+		return err
+	}
 	if len(o.Brokers) == 0 && o.Runner.Name == "universal" {
 		return errors.New("--brokers is not set: with --runner universal the workers need a broker that they all reach")
 	}
@@ -194,7 +195,7 @@ func Teach(ctx context.Context, o TeachOptions) error {
 			return err
 		}
 		defer b.Close()
-		lesson.Sink.Brokers = []string{b.Addr()}
+		lesson.Sink.Access = cluster.Access{Brokers: []string{b.Addr()}}
 	}
 	if err := lesson.Sink.Validate(); err != nil {
 		return err
@@ -258,11 +259,14 @@ func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
 		return l, err
 	}
 	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLag: o.MaxLag, Workers: o.Workers,
-		Sink: transforms.Sink{Brokers: o.Brokers, Run: o.Topic, Layers: layers, Partitions: o.Partitions, Length: m.SeqLen, Dim: c.Dim, Type: t, Patience: o.Patience}}
+		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: layers, Partitions: o.Partitions, Length: m.SeqLen, Dim: c.Dim, Type: t, Patience: o.Patience}}
 	if l.Sequences == 0 {
 		l.Sequences = o.Epochs * set.Rows(tokenset.Train)
 	}
 	// Beam's workers may have another working directory.
+	if l.Sink.Access, err = o.Absolute(); err != nil {
+		return l, err
+	}
 	if l.Dataset, err = filepath.Abs(o.Dataset); err != nil {
 		return l, err
 	}

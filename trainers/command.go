@@ -94,7 +94,7 @@ func (o *DistillOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of the teacher's checkpoint")
 	f.StringVar(&o.Schedule, "schedule", Progressive, "progressive (layer after layer, lower blocks frozen) or joint")
 	f.StringVar(&o.Source, "source", FromStream, "of the teacher's activations: stream (Kafka) or inline (the teacher runs here)")
-	f.Var((*addresses)(&o.Brokers), "brokers", "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
+	o.Access.Flags(f, "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
 	f.StringVar(&o.Topic, "topic", "", "`name` that pipelines/teach was given: layer i's topic is <name>.layer-i")
 	f.DurationVar(&o.Stall, "stall-timeout", defaultStall, "longest wait for a record")
 	f.StringVar(&o.Type, "dtype", "float16", "inline: what targets are rounded to: float32, float16, bfloat16 or int8")
@@ -137,21 +137,4 @@ func (o *EvaluateOptions) Flags(f *flag.FlagSet) {
 	f.IntVar(&o.Batch, "batch", 16, "windows computed together; no result depends on it")
 	deviceFlags(f, &o.Device, &o.Precision)
 	f.BoolVar(&o.Quiet, "quiet", false, "show no progress")
-}
-
-// addresses is a flag of comma-separated addresses.
-type addresses []string
-
-func (a *addresses) String() string { return strings.Join(*a, ",") }
-
-func (a *addresses) Set(v string) error {
-	*a = nil
-	for _, one := range strings.Split(v, ",") {
-		one = strings.TrimSpace(one)
-		if host, port, ok := strings.Cut(one, ":"); !ok || host == "" || port == "" {
-			return fmt.Errorf("%q is not host:port", one)
-		}
-		*a = append(*a, one)
-	}
-	return nil
 }

@@ -98,15 +98,3 @@ func TestCommandsTrainAndEvaluateFromFlags(t *testing.T) {
 		}
 	}
 }
-
-func TestBrokersFlagWantsAddresses(t *testing.T) {
-	var a addresses
-	if err := a.Set("kafka-1:9092, kafka-2:9092"); err != nil || a.String() != "kafka-1:9092,kafka-2:9092" {
-		t.Errorf("%v: %v", a, err)
-	}
-	for _, bad := range []string{"", "kafka", ":9092", "kafka:", "kafka:9092,"} {
-		if err := a.Set(bad); err == nil {
-			t.Errorf("%q is no error", bad)
-		}
-	}
-}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
@@ -35,11 +36,11 @@ type DistillOptions struct {
 	Teacher  string // checkpoint
 	Schedule string // Progressive or Joint; "": Progressive
 
-	Source  string        // FromStream or FromInline; "": FromStream
-	Brokers []string      // stream: addresses of Kafka brokers
-	Topic   string        // stream: the producer's run
-	Stall   time.Duration // stream: longest wait for a record; 0: 5 minutes
-	Type    string        // inline: what targets are rounded to, as dtype.Parse has it; "": float16
+	Source         string        // FromStream or FromInline; "": FromStream
+	cluster.Access               // stream: the way to Kafka
+	Topic          string        // stream: the producer's run
+	Stall          time.Duration // stream: longest wait for a record; 0: 5 minutes
+	Type           string        // inline: what targets are rounded to, as dtype.Parse has it; "": float16
 }
 
 // Validate says which option no distillation can have.
@@ -71,6 +72,9 @@ func (o DistillOptions) Validate() error {
 		return errors.New("--topic is missing: the name that pipelines/teach was given")
 	case o.Stall < 0:
 		return fmt.Errorf("--stall-timeout %v: want a positive time", o.Stall)
+	}
+	if err := o.Access.Validate(); err != nil {
+		return err
 	}
 	if err := activation.CheckRun(o.Topic); err != nil {
 		return fmt.Errorf("--topic: %w", err)
@@ -216,7 +220,7 @@ func (d *distillation) opener(layers []int, sequences int64) func(context.Contex
 		if stall == 0 {
 			stall = defaultStall
 		}
-		return NewStreamSource(ctx, Stream{Brokers: d.Brokers, Topic: d.Topic, Layers: layers, Dim: d.config.Dim,
+		return NewStreamSource(ctx, Stream{Access: d.Access, Topic: d.Topic, Layers: layers, Dim: d.config.Dim,
 			Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Stall: stall, Notice: func(s string) { d.say("%s", s) }}, p)
 	}
 }

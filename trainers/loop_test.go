@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/report"
 )
@@ -273,7 +274,7 @@ func TestOptionsThatCannotBeAreRefusedInOneLine(t *testing.T) {
 		{`--precision "fp8"`, distill(DistillOptions{Run: with(func(r *Run) { r.Precision = "fp8" })})},
 		{"--teacher is missing", distill(DistillOptions{Run: run})},
 		{"--brokers is missing", distill(DistillOptions{Run: run, Teacher: teacher})},
-		{"--topic is missing", distill(DistillOptions{Run: run, Teacher: teacher, Brokers: []string{"127.0.0.1:1"}})},
+		{"--topic is missing", distill(DistillOptions{Run: run, Teacher: teacher, Access: cluster.Access{Brokers: []string{"127.0.0.1:1"}}})},
 		{`--source "replay"`, distill(DistillOptions{Run: run, Teacher: teacher, Source: "replay"})},
 		{`--schedule "all"`, distill(DistillOptions{Run: run, Teacher: teacher, Source: FromInline, Schedule: "all"})},
 		{`"float8"`, distill(DistillOptions{Run: run, Teacher: teacher, Source: FromInline, Type: "float8"})},

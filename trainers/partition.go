@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 )
 
@@ -144,23 +145,27 @@ func sleep(ctx context.Context, d time.Duration) {
 type broker struct {
 	addresses []string
 	client    *kafka.Client
-	transport *kafka.Transport
+	transport *kafka.Transport // with the login
 
 	mu     sync.Mutex
 	closed bool
 	conns  map[net.Conn]bool // of the readers
 }
 
-func newBroker(addresses []string) *broker {
+func newBroker(a cluster.Access) (*broker, error) {
 	t := &kafka.Transport{DialTimeout: 5 * time.Second, ClientID: "scavenge-trainer"}
-	return &broker{addresses: addresses, transport: t, conns: map[net.Conn]bool{},
-		client: &kafka.Client{Addr: kafka.TCP(addresses...), Timeout: 10 * time.Second, Transport: t}}
+	var err error
+	if t.TLS, t.SASL, err = a.Login(); err != nil {
+		return nil, err
+	}
+	return &broker{addresses: a.Brokers, transport: t, conns: map[net.Conn]bool{},
+		client: &kafka.Client{Addr: kafka.TCP(a.Brokers...), Timeout: 10 * time.Second, Transport: t}}, nil
 }
 
 // dialer keeps hold of the readers' connections: a Reader that is closed waits
 // for its fetch to end, which takes up to MaxWait unless the connection goes.
 func (b *broker) dialer() *kafka.Dialer {
-	return &kafka.Dialer{ClientID: "scavenge-trainer", Timeout: 10 * time.Second, DualStack: true,
+	return &kafka.Dialer{ClientID: "scavenge-trainer", Timeout: 10 * time.Second, DualStack: true, TLS: b.transport.TLS, SASLMechanism: b.transport.SASL,
 		DialFunc: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := (&net.Dialer{}).DialContext(ctx, network, address)
 			if err != nil {

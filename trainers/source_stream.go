@@ -6,20 +6,24 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/segmentio/kafka-go"
+
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
 
 // Stream is where activation records come from and what they must be.
 type Stream struct {
-	Brokers []string
-	Topic   string // the producer's run: layer i's topic is activation.Topic(Topic, i)
-	Layers  []int  // ascending; all are read in lock step
-	Dim     int    // width of the teacher's residual stream
+	cluster.Access
+	Topic  string // the producer's run: layer i's topic is activation.Topic(Topic, i)
+	Layers []int  // ascending; all are read in lock step
+	Dim    int    // width of the teacher's residual stream
 
 	Teacher, TokenSet string // fingerprints that records must carry
 
@@ -54,7 +58,11 @@ func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := &stream{Stream: s, plan: p, order: o, broker: newBroker(s.Brokers), told: make(chan bool)}
+	b, err := newBroker(s.Access)
+	if err != nil {
+		return nil, err
+	}
+	src := &stream{Stream: s, plan: p, order: o, broker: b, told: make(chan bool)}
 	for _, layer := range s.Layers {
 		t, err := src.open(ctx, layer)
 		if err != nil {
@@ -83,7 +91,7 @@ func (s *stream) open(ctx context.Context, layer int) (*topic, error) {
 	}
 	t := &topic{layer: layer}
 	for number := range n {
-		first, end, err := s.broker.bounds(ctx, name, number)
+		first, end, err := s.settled(ctx, name, number)
 		if err != nil {
 			return nil, err
 		}
@@ -118,13 +126,26 @@ func (s *stream) await(ctx context.Context, name string) (int, error) {
 		case ctx.Err() != nil:
 			return 0, ctx.Err()
 		case err != nil && tries >= 3:
-			return 0, fmt.Errorf("broker %v: %w", s.Brokers, err)
+			return 0, fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), cluster.Explain(err))
 		case time.Since(began) > s.Stall:
 			return 0, fmt.Errorf("topic %s: not there after %v: has the producer (pipelines/teach --topic %s) been started?", name, s.Stall, s.Topic)
 		case err == nil && tries == 0 && s.Notice != nil:
 			s.Notice(fmt.Sprintf("waiting up to %v for topic %s", s.Stall, name))
 		}
 		sleep(ctx, min(500*time.Millisecond, s.Stall/4))
+	}
+}
+
+// settled are a partition's bounds once it has a leader: a new topic has none
+// for a moment.
+func (s *stream) settled(ctx context.Context, name string, number int) (first, end int64, err error) {
+	for began := time.Now(); ; {
+		first, end, err = s.broker.bounds(ctx, name, number)
+		var k kafka.Error
+		if err == nil || !errors.As(err, &k) || !k.Temporary() || time.Since(began) > s.Stall {
+			return first, end, err
+		}
+		sleep(ctx, 50*time.Millisecond)
 	}
 }
 

@@ -19,20 +19,37 @@ import (
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
+// external is the way to a real Kafka, in place of the embedded broker; see
+// integration_test.go.
+var external cluster.Access
+
 // testBroker is a Kafka broker with its log on disk, which survives stop and start.
 type testBroker struct {
-	*infra.Broker
-	dir  string
-	addr string
+	*infra.Broker // nil where a real Kafka is at addr
+	access        cluster.Access
+	dir           string
+	addr          string
 }
 
+// startBroker is a broker for the tests of the stream's contract: the embedded
+// one, or the real one.
 func startBroker(t testing.TB) *testBroker {
+	t.Helper()
+	if len(external.Brokers) > 0 {
+		return &testBroker{access: external, addr: external.Brokers[0]}
+	}
+	return embeddedBroker(t)
+}
+
+// embeddedBroker is one that a test may stop and start.
+func embeddedBroker(t testing.TB) *testBroker {
 	t.Helper()
 	b := &testBroker{dir: t.TempDir()}
 	b.start(t)
@@ -47,11 +64,24 @@ func (b *testBroker) start(t testing.TB) {
 	for range 50 { // the port may need a moment to be free again
 		if b.Broker, err = infra.StartBroker(infra.BrokerOptions{Dir: b.dir, Listen: b.addr}); err == nil {
 			b.addr = b.Addr()
+			b.access = cluster.Access{Brokers: []string{b.addr}}
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Error(err)
+}
+
+// client is one of the broker's own, for as long as a test runs: connections
+// to a broker that was stopped are of no use.
+func (b *testBroker) client(t testing.TB) *kafka.Client {
+	t.Helper()
+	c, err := newBroker(b.access)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.transport.CloseIdleConnections)
+	return c.client
 }
 
 // producer writes what pipelines/teach writes: for each layer a topic whose
@@ -75,7 +105,7 @@ func newProducer(t testing.TB, b *testBroker, dir string) *producer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &producer{broker: b, set: set, teacher: testTeacher(t), run: strings.ReplaceAll(t.Name(), "/", "-"), partitions: 2, to: 2, kind: dtype.Float16}
+	return &producer{broker: b, set: set, teacher: testTeacher(t), run: fmt.Sprintf("%s-%d", strings.ReplaceAll(t.Name(), "/", "-"), time.Now().UnixNano()), partitions: 2, to: 2, kind: dtype.Float16}
 }
 
 // records are those of all layers, by layer and partition.
@@ -124,9 +154,7 @@ func (p *producer) records(t testing.TB) [][][]*activation.Record {
 func (p *producer) write(t testing.TB) {
 	t.Helper()
 	ctx := context.Background()
-	transport := &kafka.Transport{} // its own: connections to a broker that was stopped are of no use
-	defer transport.CloseIdleConnections()
-	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr), Timeout: 5 * time.Second, Transport: transport}
+	client := p.broker.client(t)
 	for layer, partitions := range p.records(t) {
 		topic := activation.Topic(p.run, layer)
 		r, err := client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1}}})
@@ -140,7 +168,7 @@ func (p *producer) write(t testing.TB) {
 			if p.change != nil {
 				list = p.change(layer, number, list)
 			}
-			var rs []kafka.Record
+			var values [][]byte
 			for _, r := range list {
 				value, err := activation.Marshal(r)
 				if err != nil {
@@ -149,24 +177,40 @@ func (p *producer) write(t testing.TB) {
 				if p.flip && r.Epoch == 1 {
 					value[len(value)/2]++
 				}
-				rs = append(rs, kafka.Record{Key: kafka.NewBytes(activation.Key(r.SequenceID)), Value: kafka.NewBytes(value)})
+				values = append(values, value)
 			}
-			if len(rs) == 0 {
-				continue
-			}
-			r, err := client.Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: number, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(rs...)})
-			if err == nil {
-				err = r.Error
-			}
-			if err != nil {
-				t.Fatal(err)
+			if len(values) > 0 {
+				produce(t, client, topic, number, values)
 			}
 		}
 	}
 }
 
+// produce writes messages to a partition.
+func produce(t testing.TB, client *kafka.Client, topic string, partition int, values [][]byte) {
+	t.Helper()
+	for tries := 0; ; tries++ {
+		var list []kafka.Record
+		for _, v := range values {
+			list = append(list, kafka.Record{Value: kafka.NewBytes(v)})
+		}
+		r, err := client.Produce(t.Context(), &kafka.ProduceRequest{Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(list...)})
+		if err == nil {
+			err = r.Error
+		}
+		if err == nil {
+			return
+		}
+		// a new topic's leader may not know yet that it is one
+		if tries == 100 || !errors.Is(err, kafka.NotLeaderForPartition) {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func (p *producer) stream(layers ...int) Stream {
-	return Stream{Brokers: []string{p.broker.addr}, Topic: p.run, Layers: layers, Dim: p.teacher.Config.Dim,
+	return Stream{Access: p.broker.access, Topic: p.run, Layers: layers, Dim: p.teacher.Config.Dim,
 		Teacher: p.teacher.Fingerprint(), TokenSet: p.set.Fingerprint(), Stall: 2 * time.Second}
 }
 
@@ -188,7 +232,7 @@ func TestStreamGivesWhatInlineGivesForAnyNumberOfPartitions(t *testing.T) {
 		layers     []int
 	}{{1, dtype.Float16, []int{0, 1}}, {2, dtype.Int8, []int{1}}, {4, dtype.BFloat16, []int{0, 1}}, {3, dtype.Float32, []int{0}}} {
 		p := newProducer(t, b, dir)
-		p.partitions, p.kind, p.run = c.partitions, c.kind, fmt.Sprintf("run%d", c.partitions)
+		p.partitions, p.kind, p.run = c.partitions, c.kind, fmt.Sprintf("%s-%d", p.run, c.partitions)
 		p.write(t)
 		s, err := NewStreamSource(context.Background(), p.stream(c.layers...), plan)
 		got, _ := drain(t, s, err)
@@ -282,7 +326,7 @@ func TestStreamRefusesByName(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newProducer(t, b, dir)
-			p.run, p.change, p.flip = strings.ReplaceAll(name, " ", "-"), c.change, name == "corrupt"
+			p.change, p.flip = c.change, name == "corrupt"
 			p.write(t)
 			s, plan := p.stream(0), testPlan(t, dir, 3, 16)
 			if c.stream != nil {
@@ -323,7 +367,7 @@ func offsets(list ...int64) map[string]map[int]int64 {
 
 func TestRecordsThatRetentionDeletedAreNamed(t *testing.T) {
 	dir := testSet(t, 8)
-	b := startBroker(t)
+	b := embeddedBroker(t)
 	p := newProducer(t, b, dir)
 	p.write(t)
 	topic := activation.Topic(p.run, 0)
@@ -374,7 +418,7 @@ func (p *producer) distill(t testing.TB, dir string) trainer {
 			change(&r)
 		}
 		return Distill(ctx, DistillOptions{Run: r, StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher,
-			Brokers: []string{p.broker.addr}, Topic: p.run, Stall: 20 * time.Second})
+			Access: p.broker.access, Topic: p.run, Stall: 20 * time.Second})
 	}}
 }
 
@@ -413,7 +457,7 @@ func TestStreamedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 		endOf(t, dir).compare(t, endOf(t, want), fmt.Sprintf("killed in step %d", at))
 	}
 	// what the trainer told the broker about layer 1: its lag
-	client := &kafka.Client{Addr: kafka.TCP(p.broker.addr), Timeout: 5 * time.Second}
+	client := p.broker.client(t)
 	topic := activation.Topic(p.run, 1)
 	r, err := client.OffsetFetch(context.Background(), &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: {0, 1}}})
 	if err != nil {
@@ -430,7 +474,7 @@ func TestStreamedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 
 func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
 	dir := testSet(t, 8)
-	b := startBroker(t)
+	b := embeddedBroker(t)
 	p := newProducer(t, b, dir)
 	p.to = 1
 	p.write(t)
@@ -467,7 +511,7 @@ func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
 
 func TestBrokerThatStaysAwayIsAnErrorAfterTheStallTimeout(t *testing.T) {
 	dir := testSet(t, 8)
-	b := startBroker(t)
+	b := embeddedBroker(t)
 	p := newProducer(t, b, dir)
 	p.to = 1
 	p.write(t)

@@ -2,6 +2,7 @@ package transforms
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,9 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/sasl"
 
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
@@ -22,9 +25,9 @@ import (
 // Sink says where activation records go: to Kafka, one topic a layer, each
 // with the same number of partitions.
 type Sink struct {
-	Brokers    []string // host:port
-	Run        string   // the topics' common name; see activation.Topic
-	Layers     []int    // ascending
+	cluster.Access
+	Run        string // the topics' common name; see activation.Topic
+	Layers     []int  // ascending
 	Partitions int
 	Length     int        // tokens in a record
 	Dim        int        // values a token
@@ -63,15 +66,21 @@ type sink struct {
 	Sink
 	limits map[string]int // max.message.bytes by topic
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	tls    *tls.Config
+	sasl   sasl.Mechanism
 
 	mu     sync.Mutex
 	client *kafka.Client
 }
 
-func (s Sink) connect() *sink {
+func (s Sink) connect() (*sink, error) {
 	k := &sink{Sink: s, dial: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
+	var err error
+	if k.tls, k.sasl, err = s.Login(); err != nil {
+		return nil, err
+	}
 	k.renew(nil)
-	return k
+	return k, nil
 }
 
 // renew replaces a client whose connections broke. The client library may wait
@@ -88,7 +97,7 @@ func (s *sink) renew(old *kafka.Client) {
 	}
 	// Metadata is read anew every few seconds so that a partition's new leader
 	// is found well within any patience.
-	s.client = &kafka.Client{Addr: kafka.TCP(s.Brokers...), Transport: &kafka.Transport{Dial: s.dial, MetadataTTL: 3 * time.Second}}
+	s.client = &kafka.Client{Addr: kafka.TCP(s.Brokers...), Transport: &kafka.Transport{Dial: s.dial, TLS: s.tls, SASL: s.sasl, MetadataTTL: 3 * time.Second}}
 }
 
 func (s *sink) current() *kafka.Client {
@@ -113,7 +122,10 @@ func (s Sink) Prepare(ctx context.Context) error {
 
 // open connects and checks the topics.
 func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
-	k := s.connect()
+	k, err := s.connect()
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			k.close()
@@ -162,7 +174,7 @@ func (s *sink) ask(ctx context.Context, question func(ctx context.Context, c *ka
 	if err == nil || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), err)
+	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), cluster.Explain(err))
 }
 
 // retry calls f until it succeeds, fails for good, or ctx ends, and gives each
@@ -473,13 +485,11 @@ func (s Sink) Validate() error {
 	if err := activation.CheckRun(s.Run); err != nil {
 		return fmt.Errorf("--topic: %w", err)
 	}
-	if len(s.Brokers) == 0 || slices.Contains(s.Brokers, "") {
+	if len(s.Brokers) == 0 {
 		return errors.New("--brokers: want host:port, several with commas")
 	}
-	for _, b := range s.Brokers {
-		if _, _, err := net.SplitHostPort(b); err != nil {
-			return fmt.Errorf("--brokers: %q is not host:port", b)
-		}
+	if err := s.Access.Validate(); err != nil {
+		return err
 	}
 	if s.Partitions < 1 || s.Partitions > 1<<16 {
 		return fmt.Errorf("--partitions is %d", s.Partitions)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
@@ -74,15 +75,15 @@ func (m *fakeModel) Hidden(b gpu.Batch, layers []int) ([][]float32, error) {
 
 func init() { gpu.Register("fake", func(string) (gpu.Engine, error) { return fakeEngine{}, nil }) }
 
-// external is a real Kafka's host:port, in place of the embedded broker; see
+// external is the way to a real Kafka, in place of the embedded broker; see
 // integration_test.go.
-var external string
+var external cluster.Access
 
 // broker is the address of the broker under test.
 func broker(t testing.TB) string {
 	t.Helper()
-	if external != "" {
-		return external
+	if len(external.Brokers) > 0 {
+		return external.Brokers[0]
 	}
 	b, err := infra.StartBroker(infra.BrokerOptions{Dir: t.TempDir()})
 	if err != nil {
@@ -90,6 +91,14 @@ func broker(t testing.TB) string {
 	}
 	t.Cleanup(func() { b.Close() })
 	return b.Addr()
+}
+
+// access is the way to a broker under test.
+func access(addr string) cluster.Access {
+	if len(external.Brokers) > 0 && addr == external.Brokers[0] {
+		return external
+	}
+	return cluster.Access{Brokers: []string{addr}}
 }
 
 // lesson makes a token set of 30 sequences in three shards and a teacher of
@@ -134,7 +143,7 @@ func lesson(t testing.TB, brokers string, partitions int) Lesson {
 		t.Fatal(err)
 	}
 	return Lesson{Dataset: dir, Seed: 5, Sequences: 60, Teacher: teacher, Device: "fake", Batch: 4, Workers: 1,
-		Sink: Sink{Brokers: []string{brokers}, Run: fmt.Sprintf("%s-%d", t.Name(), time.Now().UnixNano()), Layers: []int{0, 1, 3}, Partitions: partitions, Length: lessonLength, Dim: 4, Type: dtype.Float16, Patience: 10 * time.Second}}
+		Sink: Sink{Access: access(brokers), Run: fmt.Sprintf("%s-%d", t.Name(), time.Now().UnixNano()), Layers: []int{0, 1, 3}, Partitions: partitions, Length: lessonLength, Dim: 4, Type: dtype.Float16, Patience: 10 * time.Second}}
 }
 
 // give runs a lesson to its end and returns how many sequences were computed.
@@ -151,11 +160,21 @@ func give(ctx context.Context, l Lesson) (int64, error) {
 	return computed.Load() - before, nil
 }
 
+// connected is a sink's connection for as long as a test runs.
+func connected(t testing.TB, s Sink) *sink {
+	t.Helper()
+	k, err := s.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.close)
+	return k
+}
+
 // records reads a partition from its beginning to its end.
 func records(t testing.TB, addr, topic string, partition int) []*activation.Record {
 	t.Helper()
-	k := Sink{Brokers: []string{addr}, Patience: 10 * time.Second}.connect()
-	defer k.close()
+	k := connected(t, Sink{Access: access(addr), Patience: 10 * time.Second})
 	next, end, err := k.bounds(context.Background(), topic, partition)
 	if err != nil {
 		t.Fatal(err)
@@ -342,7 +361,7 @@ func TestOtherLessonsInTheTopicAreRefused(t *testing.T) {
 func TestTooSmallATopicIsRefusedBeforeTheFirstRecord(t *testing.T) {
 	addr := broker(t)
 	l := lesson(t, addr, 1)
-	c := &kafka.Client{Addr: kafka.TCP(addr)}
+	c := connected(t, l.Sink).current()
 	topic := activation.Topic(l.Sink.Run, 1)
 	if _, err := c.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1,
 		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "1048588"}}}}}); err != nil {
@@ -382,8 +401,7 @@ func TestBrokenConnectionsLeaveNoGap(t *testing.T) {
 	if err := l.Sink.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	k := l.Sink.connect()
-	defer k.close()
+	k := connected(t, l.Sink)
 	k.limits = map[string]int{activation.Topic(l.Sink.Run, 0): batchBytes}
 	// Every connection dies after some bytes.
 	var dials atomic.Int64
@@ -445,8 +463,7 @@ func TestTeacherWaitsForATrainerThatIsBehind(t *testing.T) {
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { _, err := give(ctx, l); ended <- err }()
-	k := l.Sink.connect()
-	defer k.close()
+	k := connected(t, l.Sink)
 	topic := activation.Topic(l.Sink.Run, 0)
 	written := func() (n int64) {
 		for p := range 2 {
@@ -535,7 +552,7 @@ func TestRecordsOverTheUsualLimitPass(t *testing.T) {
 // A broker that goes away in the middle and comes back after a while delays a
 // lesson and takes nothing from it; one that stays away ends it with an error.
 func TestBrokerThatComesBackLosesNothing(t *testing.T) {
-	if external != "" {
+	if len(external.Brokers) > 0 {
 		t.Skip("the broker is not ours to stop")
 	}
 	dir := t.TempDir()
@@ -547,8 +564,7 @@ func TestBrokerThatComesBackLosesNothing(t *testing.T) {
 	l.Batch, l.MaxLag = 2, int64(10*l.Sink.recordBytes()) // it waits for a trainer until told to go on
 	ended := make(chan error, 1)
 	go func() { _, err := give(t.Context(), l); ended <- err }()
-	k := l.Sink.connect()
-	defer k.close()
+	k := connected(t, l.Sink)
 	for {
 		n, err := k.lag(t.Context(), activation.Topic(l.Sink.Run, 3), []int{0, 1})
 		if err == nil && n >= 10 {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/pipelines"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/trainers"
@@ -28,14 +29,14 @@ func (x *experiment) distill(ctx context.Context, name string, steps int64) erro
 		return done(trainers.Distill(ctx, o))
 	}
 	if len(x.Brokers) > 0 {
-		return x.stream(ctx, o, x.Brokers)
+		return x.stream(ctx, o, x.Access)
 	}
 	log := x.path(folder(name) + "-broker")
 	b, err := infra.StartBroker(infra.BrokerOptions{Dir: log})
 	if err != nil {
 		return err
 	}
-	err = x.stream(ctx, o, []string{b.Addr()})
+	err = x.stream(ctx, o, cluster.Access{Brokers: []string{b.Addr()}})
 	if err = errors.Join(err, b.Close()); err != nil {
 		return err
 	}
@@ -47,11 +48,11 @@ func (x *experiment) distill(ctx context.Context, name string, steps int64) erro
 
 // stream runs the teacher and the trainer side by side until the student is
 // there or one of them fails.
-func (x *experiment) stream(ctx context.Context, o trainers.DistillOptions, brokers []string) error {
-	o.Brokers = brokers
+func (x *experiment) stream(ctx context.Context, o trainers.DistillOptions, broker cluster.Access) error {
+	o.Access = broker
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() error {
-		return pipelines.Teach(ctx, pipelines.TeachOptions{Dataset: x.dataset, Teacher: x.teacher, Brokers: brokers, Topic: o.Topic,
+		return pipelines.Teach(ctx, pipelines.TeachOptions{Dataset: x.dataset, Teacher: x.teacher, Access: broker, Topic: o.Topic,
 			Sequences: o.Steps * int64(x.Batch), Batch: x.Batch, Device: x.Device, Precision: x.Precision, Seed: x.Seed, Stage: "teach for " + o.Stage})
 	})
 	both.Go(func() error {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/trainers"
 )
@@ -34,11 +35,11 @@ type options struct {
 	TeacherSeconds float64 // training time of a teacher pre-trained here
 	StudentSeconds float64 // training time of each student
 
-	Source    string   // of the activations: trainers.FromStream or trainers.FromInline
-	Brokers   []string // none: the embedded broker
-	Device    string
-	Precision string // of training; scores are float32
-	Seed      int64
+	Source         string // of the activations: trainers.FromStream or trainers.FromInline
+	cluster.Access        // no brokers: the embedded one
+	Device         string
+	Precision      string // of training; scores are float32
+	Seed           int64
 }
 
 // evalText is a text that all models are scored on beside the held-out split.
@@ -71,7 +72,7 @@ func (o *options) flags(f *flag.FlagSet) {
 	f.Float64Var(&o.Rate, "rate", 1e-3, "peak learning `rate` of all trainings")
 	f.Float64Var(&o.TeacherSeconds, "teacher-seconds", 120, "how `long` to pre-train a teacher")
 	f.Float64Var(&o.StudentSeconds, "student-seconds", 45, "how `long` to train each of the three students")
-	f.Func("brokers", "Kafka's `host:port`, several with commas (default an embedded broker on loopback)", appendTo(&o.Brokers))
+	o.Access.Flags(f, "Kafka's `host:port`, several with commas (default an embedded broker on loopback)")
 	f.StringVar(&o.Source, "source", trainers.FromStream, "of the teacher's activations: stream (through Kafka) or inline (the teacher beside the student: faster than any wire on a GPU)")
 	f.StringVar(&o.Device, "device", "cpu", "`where` to compute: cpu, cuda:0")
 	f.StringVar(&o.Precision, "precision", string(gpu.Float32), "`arithmetic` of training: float32 or bf16; scores are float32 always")
@@ -119,6 +120,9 @@ func (o *options) validate() error {
 	}
 	if p := gpu.Precision(o.Precision); p != gpu.Float32 && p != gpu.BFloat16 {
 		return fmt.Errorf("--precision %q: want %s or %s", o.Precision, gpu.Float32, gpu.BFloat16)
+	}
+	if err := o.Access.Validate(); err != nil {
+		return err
 	}
 	c := checkpoint.Config{Architecture: checkpoint.GPTNeoX, Vocab: o.Vocab, Dim: o.Dim, Hidden: o.MLP, Layers: o.Layers, Context: o.Context, Eps: 1e-5,
 		Attention: checkpoint.Attention{Heads: o.Heads, RotaryPct: 0.25, RotaryBase: 10000}}
