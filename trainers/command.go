@@ -62,6 +62,8 @@ func (r *Run) Flags(f *flag.FlagSet, batch int) {
 	f.StringVar(&r.Dir, "run", "", "`folder` for checkpoints and metrics; the same command goes on from what is in it")
 	deviceFlags(f, &r.Device, &r.Precision)
 	f.Int64Var(&r.Seed, "seed", 0, "of the order of sequences (the producer's, with a stream) and of random weights")
+	f.IntVar(&r.Shuffle.Window, "shuffle-buffer", 0, "shuffle so many `sequences` among themselves, window after window; a stream holds as many records of each layer in memory (default the canonical order)")
+	f.Int64Var(&r.Shuffle.Seed, "shuffle-seed", 0, "of the shuffle buffer; trainers of one topic may each have their own")
 	f.IntVar(&r.Batch, "batch", batch, "sequences a step")
 	f.Int64Var(&r.Epochs, "epochs", 0, "passes over the token set (instead of steps)")
 	f.Float64Var(&r.Rate.Peak, "rate", 1e-3, "highest learning rate")
@@ -93,10 +95,12 @@ func (o *DistillOptions) Flags(f *flag.FlagSet) {
 	f.Int64Var(&o.Steps, "steps-per-layer", 0, "steps on each layer (joint: on all of them)")
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of the teacher's checkpoint")
 	f.StringVar(&o.Schedule, "schedule", Progressive, "progressive (layer after layer, lower blocks frozen) or joint")
-	f.StringVar(&o.Source, "source", FromStream, "of the teacher's activations: stream (Kafka) or inline (the teacher runs here)")
+	f.StringVar(&o.Source, "source", FromStream, "of the teacher's activations: stream (Kafka), replay (Kafka for the first epoch, a local cache for the others) or inline (the teacher runs here)")
 	o.Access.Flags(f, "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
 	f.StringVar(&o.Topic, "topic", "", "`name` that pipelines/teach was given: layer i's topic is <name>.layer-i")
 	f.DurationVar(&o.Stall, "stall-timeout", defaultStall, "longest wait for a record")
+	f.StringVar(&o.Cache.Dir, "cache", "", "replay: `folder` of the cache (default cache in --run)")
+	f.Int64Var(&o.Cache.Bytes, "cache-bytes", 64<<30, "replay: how many `bytes` the cache may take; 0: as many as the disk has")
 	f.StringVar(&o.Type, "dtype", "float16", "inline: what targets are rounded to: float32, float16, bfloat16 or int8")
 }
 

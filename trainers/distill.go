@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/scavenge/scavenge/gpu"
@@ -23,6 +24,7 @@ const (
 // Where a distillation's targets come from.
 const (
 	FromStream = "stream" // activation records on Kafka
+	FromReplay = "replay" // the same, of the first epoch; later ones from a local cache
 	FromInline = "inline" // the teacher runs beside the student
 )
 
@@ -36,10 +38,11 @@ type DistillOptions struct {
 	Teacher  string // checkpoint
 	Schedule string // Progressive or Joint; "": Progressive
 
-	Source         string        // FromStream or FromInline; "": FromStream
-	cluster.Access               // stream: the way to Kafka
-	Topic          string        // stream: the producer's run
-	Stall          time.Duration // stream: longest wait for a record; 0: 5 minutes
+	Source         string        // FromStream, FromReplay or FromInline; "": FromStream
+	cluster.Access               // stream, replay: the way to Kafka
+	Topic          string        // stream, replay: the producer's run
+	Stall          time.Duration // stream, replay: longest wait for a record; 0: 5 minutes
+	Cache          Replay        // replay; Dir "": cache in the run's folder
 	Type           string        // inline: what targets are rounded to, as dtype.Parse has it; "": float16
 }
 
@@ -61,9 +64,9 @@ func (o DistillOptions) Validate() error {
 	case FromInline:
 		_, err := dtype.Parse(o.dtype())
 		return err
-	case FromStream, "":
+	case FromStream, FromReplay, "":
 	default:
-		return fmt.Errorf("--source %q: want %s or %s", o.Source, FromStream, FromInline)
+		return fmt.Errorf("--source %q: want %s, %s or %s", o.Source, FromStream, FromReplay, FromInline)
 	}
 	switch {
 	case len(o.Brokers) == 0:
@@ -72,6 +75,8 @@ func (o DistillOptions) Validate() error {
 		return errors.New("--topic is missing: the name that pipelines/teach was given")
 	case o.Stall < 0:
 		return fmt.Errorf("--stall-timeout %v: want a positive time", o.Stall)
+	case o.Cache.Bytes < 0:
+		return fmt.Errorf("--cache-bytes %d: want a number of bytes, or 0 for as many as the disk has", o.Cache.Bytes)
 	}
 	if err := o.Access.Validate(); err != nil {
 		return err
@@ -212,7 +217,7 @@ func (d *distillation) step(s gpu.Step, layers []int) func(*Batch) gpu.Step {
 // opener opens the source of some layers' targets, or of tokens alone.
 func (d *distillation) opener(layers []int, sequences int64) func(context.Context, Position) (Source, error) {
 	return func(ctx context.Context, at Position) (Source, error) {
-		p := Plan{Tokens: d.set, Length: d.set.Manifest.SeqLen, Seed: d.Seed, Batch: d.Batch, Total: sequences, Start: at}
+		p := Plan{Tokens: d.set, Length: d.set.Manifest.SeqLen, Seed: d.Seed, Shuffle: d.Shuffle, Batch: d.Batch, Total: sequences, Start: at}
 		if d.Source == FromInline {
 			return NewTokenSource(p)
 		}
@@ -220,7 +225,15 @@ func (d *distillation) opener(layers []int, sequences int64) func(context.Contex
 		if stall == 0 {
 			stall = defaultStall
 		}
-		return NewStreamSource(ctx, Stream{Access: d.Access, Topic: d.Topic, Layers: layers, Dim: d.config.Dim,
-			Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Stall: stall, Notice: func(s string) { d.say("%s", s) }}, p)
+		s := Stream{Access: d.Access, Topic: d.Topic, Layers: layers, Dim: d.config.Dim,
+			Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Stall: stall, Notice: func(s string) { d.say("%s", s) }}
+		if d.Source != FromReplay {
+			return NewStreamSource(ctx, s, p)
+		}
+		cache := d.Cache
+		if cache.Dir == "" {
+			cache.Dir = filepath.Join(d.Dir, "cache")
+		}
+		return NewReplaySource(ctx, s, cache, p)
 	}
 }

@@ -123,7 +123,7 @@ func onTokens(r Run, set *tokenset.Set, step func(*Batch) gpu.Step, rate func(st
 		return nil, err
 	}
 	open := func(_ context.Context, at Position) (Source, error) {
-		return NewTokenSource(Plan{Tokens: set, Length: set.Manifest.SeqLen, Seed: r.Seed, Batch: r.Batch, Total: sequences, Start: at})
+		return NewTokenSource(Plan{Tokens: set, Length: set.Manifest.SeqLen, Seed: r.Seed, Shuffle: r.Shuffle, Batch: r.Batch, Total: sequences, Start: at})
 	}
 	return []stage{{layer: -1, steps: steps, rate: rate(steps), open: open, step: step}}, nil
 }

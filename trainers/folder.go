@@ -24,7 +24,8 @@ func (r Run) shared() settings {
 		precision = "float32"
 	}
 	return settings{"seed": r.Seed, "batch": r.Batch, "rate": r.Rate.peak(), "min-rate": r.Rate.Floor,
-		"warmup": r.Rate.Warmup, "decay-steps": r.Rate.Decay, "steps": r.Steps, "epochs": r.Epochs, "precision": precision}
+		"warmup": r.Rate.Warmup, "decay-steps": r.Rate.Decay, "steps": r.Steps, "epochs": r.Epochs, "precision": precision,
+		"shuffle-buffer": r.Shuffle.Window, "shuffle-seed": r.Shuffle.Seed}
 }
 
 // folder is a run's folder, held by one process at a time.

@@ -138,7 +138,7 @@ func (l *loop) stage(ctx context.Context, g stage) (err error) {
 			}
 		}
 	}
-	return nil
+	return l.save() // before the source lets go of what only this stage needs
 }
 
 // count moves the run's state past a step.

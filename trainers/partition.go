@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -23,10 +24,10 @@ import (
 type partition struct {
 	topic  string
 	number int
-	next   atomic.Int64  // offset wanted
+	next   atomic.Int64  // offset wanted, or fromBeginning before it is open
 	stall  time.Duration // longest wait for a message
 	broker *broker
-	reader *kafka.Reader
+	reader *kafka.Reader // nil before it is open
 
 	mu   sync.Mutex
 	last string // the Reader's latest complaint
@@ -35,11 +36,13 @@ type partition struct {
 // readerBytes bounds a fetch; a single larger record still comes whole.
 const readerBytes = 8 << 20
 
-func newPartition(b *broker, topic string, number int, next int64, recordBytes int, stall time.Duration) (*partition, error) {
-	p := &partition{topic: topic, number: number, stall: stall, broker: b}
-	p.next.Store(next)
+// fromBeginning stands for the offset at which a partition's log begins.
+const fromBeginning = -1
+
+// open makes the reader at the offset wanted.
+func (p *partition) open(recordBytes int) error {
 	p.reader = kafka.NewReader(kafka.ReaderConfig{
-		Brokers: b.addresses, Topic: topic, Partition: number, Dialer: b.dialer(),
+		Brokers: p.broker.addresses, Topic: p.topic, Partition: p.number, Dialer: p.broker.dialer(),
 		MaxBytes:      max(readerBytes, 2*recordBytes),
 		QueueCapacity: min(1024, max(8, readerBytes/max(1, recordBytes))),
 		// A fetch that is cut off by MaxWait begins again: at 100 ms a
@@ -48,7 +51,14 @@ func newPartition(b *broker, topic string, number int, next int64, recordBytes i
 		ReadBackoffMax: 500 * time.Millisecond,
 		ErrorLogger:    kafka.LoggerFunc(p.complain),
 	})
-	return p, p.reader.SetOffset(next)
+	return p.reader.SetOffset(p.next.Load())
+}
+
+func (p *partition) close() error {
+	if p.reader == nil {
+		return nil
+	}
+	return p.reader.Close()
 }
 
 func (p *partition) complain(format string, args ...any) {
@@ -244,6 +254,28 @@ func (b *broker) bounds(ctx context.Context, topic string, number int) (first, e
 		}
 	}
 	return first, end, nil
+}
+
+// at is the message at an offset.
+func (b *broker) at(ctx context.Context, topic string, partition int, offset int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	r, err := b.client.Fetch(ctx, &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: readerBytes, MaxWait: 2 * time.Second})
+	if err != nil {
+		return nil, err
+	}
+	if r.Error != nil {
+		return nil, r.Error
+	}
+	for { // a batch may begin before the offset
+		m, err := r.Records.ReadRecord()
+		if err != nil {
+			return nil, fmt.Errorf("no message: %w", err)
+		}
+		if m.Offset == offset {
+			return io.ReadAll(m.Value)
+		}
+	}
 }
 
 // publish tells the broker how far a trainer has read, for tools that show lag

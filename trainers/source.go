@@ -2,7 +2,6 @@ package trainers
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"maps"
 
@@ -20,8 +19,10 @@ type Batch struct {
 
 // Position is where a source goes on. The zero value is its beginning.
 type Position struct {
-	Epoch, Index int64                    // of the next sequence in the canonical order
-	Offsets      map[string]map[int]int64 // next offset of each partition, by topic
+	Epoch, Index int64 // of the next sequence in the order that is handed out
+	// Offsets is where to read each partition from, by topic: all records of
+	// the window that Index lies in (see Shuffle) are from there on.
+	Offsets map[string]map[int]int64
 }
 
 func (p Position) clone() Position {
@@ -33,8 +34,8 @@ func (p Position) clone() Position {
 }
 
 // Source hands out a token set's training sequences, batch after batch, in the
-// canonical order of epoch 0, 1, …, which is a function of the token set and
-// the seed alone: every source gives the same batches. A batch may reach into
+// order of epoch 0, 1, …, which is a function of the token set, the seed and the
+// shuffle alone: every source gives the same batches. A batch may reach into
 // the next epoch. Sources prepare the next batch while a step runs.
 type Source interface {
 	// Next is the next batch. Its errors say which sequence was wanted; after
@@ -53,74 +54,13 @@ type Tokens interface {
 
 // Plan is which sequences a source hands out.
 type Plan struct {
-	Tokens Tokens
-	Length int   // tokens of a sequence
-	Seed   int64 // of the canonical order
-	Batch  int   // sequences a batch; the last one may be smaller
-	Total  int64 // sequences in all, over the epochs
-	Start  Position
-}
-
-// place is one position of the canonical order.
-type place struct {
-	epoch, index, id int64
-}
-
-func (p place) String() string {
-	return fmt.Sprintf("epoch %d, sequence %d (number %d of its epoch)", p.epoch, p.id, p.index)
-}
-
-// order walks the canonical order.
-type order struct {
-	tokens      Tokens
-	seed        int64
-	epoch       int64 // of the next place
-	index       int64
-	ids         []int64 // of this epoch; nil until needed
-	left        int64   // places before the plan's end
-	ranked      int64   // epoch that ranks is of
-	ranks       map[int64]int64
-	epochLength int64
-}
-
-func newOrder(p Plan) (*order, error) {
-	o := &order{tokens: p.Tokens, seed: p.Seed, epoch: p.Start.Epoch, index: p.Start.Index, left: p.Total, ranked: -1}
-	o.ids = o.tokens.Order(tokenset.Train, o.seed, o.epoch)
-	o.epochLength = int64(len(o.ids))
-	if o.epochLength == 0 {
-		return nil, fmt.Errorf("the token set has no training sequences")
-	}
-	if o.index > o.epochLength || o.epoch < 0 || o.index < 0 {
-		return nil, fmt.Errorf("position %d of epoch %d is outside the token set's %d training sequences", o.index, o.epoch, o.epochLength)
-	}
-	o.left -= o.epoch*o.epochLength + o.index
-	return o, nil
-}
-
-// take gives the next n places, fewer at the plan's end.
-func (o *order) take(n int) []place {
-	list := make([]place, 0, n)
-	for ; len(list) < n && o.left > 0; o.left-- {
-		if o.index == o.epochLength {
-			o.epoch, o.index = o.epoch+1, 0
-			o.ids = o.tokens.Order(tokenset.Train, o.seed, o.epoch)
-		}
-		list = append(list, place{o.epoch, o.index, o.ids[o.index]})
-		o.index++
-	}
-	return list
-}
-
-// find is a sequence's index in the order of an epoch.
-func (o *order) find(epoch, id int64) (int64, bool) {
-	if o.ranked != epoch {
-		o.ranks, o.ranked = make(map[int64]int64, o.epochLength), epoch
-		for i, id := range o.tokens.Order(tokenset.Train, o.seed, epoch) {
-			o.ranks[id] = int64(i)
-		}
-	}
-	index, ok := o.ranks[id]
-	return index, ok
+	Tokens  Tokens
+	Length  int   // tokens of a sequence
+	Seed    int64 // of the canonical order
+	Shuffle Shuffle
+	Batch   int   // sequences a batch; the last one may be smaller
+	Total   int64 // sequences in all, over the epochs
+	Start   Position
 }
 
 // prepared is a batch and the position after it, or why there is none.

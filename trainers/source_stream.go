@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -18,7 +20,7 @@ import (
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
 
-// Stream is where activation records come from and what they must be.
+// Stream is where records come from and what they must be.
 type Stream struct {
 	cluster.Access
 	Topic  string // the producer's run: layer i's topic is activation.Topic(Topic, i)
@@ -28,32 +30,81 @@ type Stream struct {
 	Teacher, TokenSet string // fingerprints that records must carry
 
 	Stall  time.Duration // longest wait for a record
-	Notice func(string)  // told once that a topic is waited for; may be nil
+	Notice func(string)  // told what people should know; may be nil
 }
 
 // stream reads records of several layers. The producer writes each partition
-// in the canonical order, so the record of a place is the next one of
-// partition id mod partitions; see accept for what else may lie there.
+// in the canonical order, so the next record of a partition is known before it
+// is read; see accept for what else may lie there. What comes before the
+// record that is wanted goes to the topic's shelf.
 type stream struct {
 	*ahead
 	Stream
-	plan   Plan
-	order  *order
-	broker *broker
-	topics []*topic
-	dtype  dtype.Type // of the first record, and so of all
-	told   chan bool  // closed when progress is no longer published
+	plan       Plan
+	order      *order
+	broker     *broker
+	topics     []*topic
+	dtype      dtype.Type // of the first record, and so of all
+	told       chan bool  // closed when progress is no longer published
+	duplicates atomic.Int64
 }
 
 type topic struct {
 	layer      int
+	name       string
 	partitions []*partition
+	cursors    []*cursor // of the partitions
+	shelf      shelf
+	// window is where each partition's part of the present window begins.
+	window map[int]int64
 }
+
+// shelf keeps records that came before they were wanted.
+type shelf interface {
+	// get is the record of a sequence; nil if it is not there.
+	get(ctx context.Context, id int64) (*activation.Record, error)
+	// put is given each record that is read, and the message that it came in;
+	// wanted ones will not be asked for again in this epoch.
+	put(r *activation.Record, m kafka.Message, wanted bool) error
+	// clear tells that a window begins: what came before will not be wanted
+	// in this epoch.
+	clear()
+	// close lets go of everything; whole tells that nothing will be wanted again.
+	close(whole bool) error
+}
+
+// memory is the shelf of a stream: at most a window's records.
+type memory map[int64]*activation.Record
+
+func (m memory) get(_ context.Context, id int64) (*activation.Record, error) {
+	r := m[id]
+	delete(m, id)
+	return r, nil
+}
+
+func (m memory) put(r *activation.Record, _ kafka.Message, wanted bool) error {
+	if !wanted {
+		m[r.SequenceID] = r
+	}
+	return nil
+}
+
+func (m memory) clear()           { clear(m) }
+func (m memory) close(bool) error { return nil }
 
 // NewStreamSource opens the topics of a stream and reads ahead. It waits up to
 // s.Stall for topics that are not there yet, but not for a broker: that has to
 // answer at the start.
 func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
+	return newStream(ctx, s, p, func(src *stream, t *topic, _ int) error {
+		t.shelf = memory{}
+		return nil
+	})
+}
+
+// newStream makes a stream whose topics' shelves shelve makes. It may also move
+// the cursors and partitions of a topic to where they go on.
+func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t *topic, partitions int) error) (Source, error) {
 	o, err := newOrder(p)
 	if err != nil {
 		return nil, err
@@ -64,56 +115,76 @@ func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 	}
 	src := &stream{Stream: s, plan: p, order: o, broker: b, told: make(chan bool)}
 	for _, layer := range s.Layers {
-		t, err := src.open(ctx, layer)
-		if err != nil {
-			src.closeReaders()
-			return nil, err
-		}
+		t := &topic{layer: layer, name: activation.Topic(s.Topic, layer)}
 		src.topics = append(src.topics, t)
+		if err := src.open(ctx, t, shelve); err != nil {
+			return nil, errors.Join(err, src.closeTopics(false))
+		}
 	}
 	src.ahead = readAhead(p.Start, src.produce)
 	go src.tell()
 	return src, nil
 }
 
-// open makes the readers of a layer's topic, at the offsets of the plan's
-// start or else at the log's beginning, whose consumed records are passed over
-// as duplicates.
-func (s *stream) open(ctx context.Context, layer int) (*topic, error) {
-	name := activation.Topic(s.Topic, layer)
-	n, err := s.await(ctx, name)
+// open makes the readers of a topic, at the offsets of the plan's start or else
+// at the log's beginning, whose consumed records are passed over as duplicates.
+func (s *stream) open(ctx context.Context, t *topic, shelve func(*stream, *topic, int) error) error {
+	n, err := s.await(ctx, t.name)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	offsets := s.plan.Start.Offsets[name]
+	offsets := s.plan.Start.Offsets[t.name]
 	if offsets != nil && len(offsets) != n {
-		return nil, fmt.Errorf("topic %s: it has %d partitions now, %d when the checkpoint was written", name, n, len(offsets))
+		return fmt.Errorf("topic %s: it has %d partitions now, %d when the checkpoint was written", t.name, n, len(offsets))
 	}
-	t := &topic{layer: layer}
+	begin := s.order.window(s.plan.Start.Index)
 	for number := range n {
-		first, end, err := s.settled(ctx, name, number)
-		if err != nil {
-			return nil, err
-		}
-		next := first
+		t.cursors = append(t.cursors, &cursor{s.order, int64(number), int64(n), s.plan.Start.Epoch, begin})
+		t.partitions = append(t.partitions, &partition{topic: t.name, number: number, stall: s.Stall, broker: s.broker})
 		if offsets != nil {
-			next = offsets[number]
-		}
-		p, err := newPartition(s.broker, name, number, next, s.recordBytes(), s.Stall)
-		if err != nil {
-			return nil, fmt.Errorf("topic %s: partition %d: %w", name, number, err)
-		}
-		t.partitions = append(t.partitions, p)
-		if err := within(p, first, end); err != nil {
-			return t, errors.Join(err, s.closeTopic(t))
+			t.partitions[number].next.Store(offsets[number])
+		} else {
+			t.partitions[number].next.Store(fromBeginning)
 		}
 	}
-	return t, nil
+	if err := shelve(s, t, n); err != nil {
+		return err
+	}
+	for _, p := range t.partitions {
+		first, end, err := s.settled(ctx, p)
+		if err != nil {
+			return err
+		}
+		p.next.CompareAndSwap(fromBeginning, first)
+		if err := within(p, first, end); err != nil {
+			return err
+		}
+		if err := p.open(s.recordBytes()); err != nil {
+			return fmt.Errorf("%v: %w", p, err)
+		}
+	}
+	t.window = t.offsets()
+	return nil
+}
+
+// offsets are the next ones of the partitions.
+func (t *topic) offsets() map[int]int64 {
+	next := map[int]int64{}
+	for _, p := range t.partitions {
+		next[p.number] = p.next.Load()
+	}
+	return next
 }
 
 // recordBytes is about a record's size at its widest.
 func (s *stream) recordBytes() int {
 	return activation.MaxMessageBytes(s.plan.Length, s.Dim, dtype.Float32)
+}
+
+func (s *stream) notice(format string, args ...any) {
+	if s.Notice != nil {
+		s.Notice(fmt.Sprintf(format, args...))
+	}
 }
 
 // await is the number of a topic's partitions, once it is there.
@@ -129,8 +200,8 @@ func (s *stream) await(ctx context.Context, name string) (int, error) {
 			return 0, fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), cluster.Explain(err))
 		case time.Since(began) > s.Stall:
 			return 0, fmt.Errorf("topic %s: not there after %v: has the producer (pipelines/teach --topic %s) been started?", name, s.Stall, s.Topic)
-		case err == nil && tries == 0 && s.Notice != nil:
-			s.Notice(fmt.Sprintf("waiting up to %v for topic %s", s.Stall, name))
+		case err == nil && tries == 0:
+			s.notice("waiting up to %v for topic %s", s.Stall, name)
 		}
 		sleep(ctx, min(500*time.Millisecond, s.Stall/4))
 	}
@@ -138,9 +209,9 @@ func (s *stream) await(ctx context.Context, name string) (int, error) {
 
 // settled are a partition's bounds once it has a leader: a new topic has none
 // for a moment.
-func (s *stream) settled(ctx context.Context, name string, number int) (first, end int64, err error) {
+func (s *stream) settled(ctx context.Context, p *partition) (first, end int64, err error) {
 	for began := time.Now(); ; {
-		first, end, err = s.broker.bounds(ctx, name, number)
+		first, end, err = s.broker.bounds(ctx, p.topic, p.number)
 		var k kafka.Error
 		if err == nil || !errors.As(err, &k) || !k.Temporary() || time.Since(began) > s.Stall {
 			return first, end, err
@@ -160,10 +231,9 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	rows := make([][]*activation.Record, len(s.topics))
 	errs := make([]error, len(s.topics))
 	var work sync.WaitGroup
-	var mu sync.Mutex // over the order's ranks
 	for i, t := range s.topics {
 		work.Go(func() {
-			rows[i], errs[i] = s.records(ctx, t, places, &mu)
+			rows[i], errs[i] = s.records(ctx, t, places)
 			if errs[i] != nil {
 				cancel() // the other layers would wait for nothing
 			}
@@ -177,20 +247,21 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return b, Position{Epoch: s.order.epoch, Index: s.order.index, Offsets: s.offsets()}, nil
+	return b, s.position(), nil
 }
 
-// offsets are the next ones of all partitions, as far as they were read.
-func (s *stream) offsets() map[string]map[int]int64 {
-	all := map[string]map[int]int64{}
+// position is the one behind the places taken so far.
+func (s *stream) position() Position {
+	at := Position{Epoch: s.order.epoch, Index: s.order.index, Offsets: map[string]map[int]int64{}}
+	whole := at.Index == s.order.length || at.Index == s.order.window(at.Index) // a window ends here
 	for _, t := range s.topics {
-		next := map[int]int64{}
-		for _, p := range t.partitions {
-			next[p.number] = p.next.Load()
+		if whole {
+			at.Offsets[t.name] = t.offsets()
+		} else {
+			at.Offsets[t.name] = maps.Clone(t.window)
 		}
-		all[activation.Topic(s.Topic, t.layer)] = next
 	}
-	return all
+	return at
 }
 
 // firstCause prefers an error of its own to the cancellation that it caused.
@@ -204,73 +275,6 @@ func firstCause(errs []error) error {
 	return found
 }
 
-// records are one layer's records of the places, in their order.
-func (s *stream) records(ctx context.Context, t *topic, places []place, mu *sync.Mutex) ([]*activation.Record, error) {
-	list := make([]*activation.Record, 0, len(places))
-	for _, want := range places {
-		p := t.partitions[activation.Partition(want.id, len(t.partitions))]
-		for taken := false; !taken; {
-			m, err := p.fetch(ctx, want)
-			if err != nil {
-				return nil, err
-			}
-			where := fmt.Sprintf("topic %s: partition %d: offset %d", p.topic, p.number, m.Offset)
-			r, err := activation.Unmarshal(m.Value)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", where, err)
-			}
-			if err = s.check(r, t.layer); err == nil {
-				mu.Lock()
-				taken, err = s.accept(r, want)
-				mu.Unlock()
-			}
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", where, err)
-			}
-			if taken {
-				list = append(list, r)
-			}
-		}
-	}
-	return list, nil
-}
-
-// accept tells whether a record is the wanted one (true) or one that was
-// trained on before, which a producer that retries may write again (false).
-// Anything else means that records are missing.
-func (s *stream) accept(r *activation.Record, want place) (bool, error) {
-	if int64(r.Epoch) == want.epoch && r.SequenceID == want.id {
-		return true, nil
-	}
-	got := place{epoch: int64(r.Epoch), id: r.SequenceID}
-	index, known := s.order.find(got.epoch, got.id)
-	if !known {
-		return false, fmt.Errorf("sequence %d is none of the token set's training split", r.SequenceID)
-	}
-	got.index = index
-	if got.epoch < want.epoch || got.epoch == want.epoch && got.index < want.index {
-		return false, nil
-	}
-	return false, fmt.Errorf("it holds %v where %v should be: records are missing, or the producer's --seed is not this run's %d", got, want, s.plan.Seed)
-}
-
-// check refuses a record of another teacher, token set, layer or shape.
-func (s *stream) check(r *activation.Record, layer int) error {
-	if r.Teacher != s.Teacher {
-		return fmt.Errorf("the record is of teacher %.12s, want %.12s", r.Teacher, s.Teacher)
-	}
-	if r.TokenSet != s.TokenSet {
-		return fmt.Errorf("the record is of token set %.12s, want %.12s", r.TokenSet, s.TokenSet)
-	}
-	if r.Layer != layer {
-		return fmt.Errorf("the record is of layer %d, want %d", r.Layer, layer)
-	}
-	if r.Length != s.plan.Length || r.Dim != s.Dim {
-		return fmt.Errorf("the record is of %d tokens × %d, want %d × %d", r.Length, r.Dim, s.plan.Length, s.Dim)
-	}
-	return nil
-}
-
 // assemble copies records into one batch.
 func (s *stream) assemble(places []place, rows [][]*activation.Record) (*Batch, error) {
 	b := newBatch(places, s.plan.Length)
@@ -281,12 +285,12 @@ func (s *stream) assemble(places []place, rows [][]*activation.Record) (*Batch, 
 				s.dtype = r.Type
 			}
 			if r.Type != s.dtype {
-				return nil, fmt.Errorf("topic %s: %v: the record's values are %s, those before it %s", activation.Topic(s.Topic, t.layer), places[row], r.Type, s.dtype)
+				return nil, fmt.Errorf("topic %s: %v: the record's values are %s, those before it %s", t.name, places[row], r.Type, s.dtype)
 			}
 			if i == 0 {
 				b.Tokens = append(b.Tokens, r.Tokens...)
 			} else if k := differ(b.Tokens[row*s.plan.Length:], r.Tokens); k >= 0 {
-				return nil, fmt.Errorf("topic %s: %v: token %d is not that of layer %d", activation.Topic(s.Topic, t.layer), places[row], k, s.topics[0].layer)
+				return nil, fmt.Errorf("topic %s: %v: token %d is not that of layer %d", t.name, places[row], k, s.topics[0].layer)
 			}
 			if target.Values == nil {
 				target.Type, target.Values = r.Type, make([]byte, 0, len(rows[i])*len(r.Values))
@@ -326,7 +330,11 @@ func (s *stream) tell() {
 		case <-s.ahead.stopped:
 			closing = true
 		}
-		if now := s.offsets(); !reflect.DeepEqual(now, last) {
+		now := map[string]map[int]int64{}
+		for _, t := range s.topics {
+			now[t.name] = t.offsets()
+		}
+		if !reflect.DeepEqual(now, last) {
 			ctx, cancel := context.WithTimeout(context.Background(), progressEvery)
 			s.broker.publish(ctx, now)
 			cancel()
@@ -342,26 +350,27 @@ func (s *stream) tell() {
 func (s *stream) Close() error {
 	s.ahead.cancel()
 	<-s.told
-	err := s.closeReaders()
-	return errors.Join(err, s.ahead.Close())
+	s.broker.hangUp()
+	err := s.ahead.Close()
+	at := s.ahead.position
+	return errors.Join(err, s.closeTopics(at.Epoch*s.order.length+at.Index == s.plan.Total))
 }
 
-func (s *stream) closeReaders() error {
+func (s *stream) closeTopics(whole bool) error {
 	errs := make([]error, len(s.topics))
 	var work sync.WaitGroup
-	for i, t := range s.topics {
-		work.Go(func() { errs[i] = s.closeTopic(t) })
-	}
 	s.broker.hangUp()
+	for i, t := range s.topics {
+		work.Go(func() {
+			for _, p := range t.partitions {
+				errs[i] = errors.Join(errs[i], p.close())
+			}
+			if t.shelf != nil {
+				errs[i] = errors.Join(errs[i], t.shelf.close(whole))
+			}
+		})
+	}
 	work.Wait()
 	s.broker.transport.CloseIdleConnections()
-	return errors.Join(errs...)
-}
-
-func (s *stream) closeTopic(t *topic) error {
-	var errs []error
-	for _, p := range t.partitions {
-		errs = append(errs, p.reader.Close())
-	}
 	return errors.Join(errs...)
 }

@@ -28,7 +28,9 @@ type Run struct {
 
 	Seed  int64 // of the sequences' order and of random weights
 	Batch int   // sequences a step
-	Rate  Rate
+	// Shuffle is beside Seed, which a stream's producer has to share.
+	Shuffle Shuffle
+	Rate    Rate
 
 	// How long each stage trains (progressive distillation has a stage a
 	// layer, everything else has one): Steps, or so many whole passes over
@@ -57,6 +59,8 @@ func (r Run) Validate() error {
 		return errors.New("--steps and --epochs exclude each other")
 	case r.Steps == 0 && r.Epochs == 0:
 		return errors.New("how long to train is missing: give --steps or --epochs")
+	case r.Shuffle.Window < 0:
+		return fmt.Errorf("--shuffle-buffer %d: want a number of sequences", r.Shuffle.Window)
 	case r.SaveEvery < 0:
 		return fmt.Errorf("--save-every %d: want a number of steps", r.SaveEvery)
 	}

@@ -1,0 +1,120 @@
+package trainers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/scavenge/scavenge/schemas/activation"
+)
+
+// records are one layer's records of the places, in their order.
+func (s *stream) records(ctx context.Context, t *topic, places []place) ([]*activation.Record, error) {
+	list := make([]*activation.Record, 0, len(places))
+	for _, want := range places {
+		if want.index == s.order.window(want.index) {
+			t.shelf.clear()
+			t.window = t.offsets()
+		}
+		r, err := s.record(ctx, t, want)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+// record is the record of a place: from the shelf, or else the partition is
+// read up to it.
+func (s *stream) record(ctx context.Context, t *topic, want place) (*activation.Record, error) {
+	if r, err := t.shelf.get(ctx, want.id); r != nil || err != nil {
+		return r, err
+	}
+	number := activation.Partition(want.id, len(t.partitions))
+	p, c := t.partitions[number], t.cursors[number]
+	for {
+		next := c.next()
+		r, m, err := s.read(ctx, t, p, next)
+		if err != nil {
+			return nil, err
+		}
+		c.pass()
+		if err := t.shelf.put(r, m, next.id == want.id); err != nil {
+			return nil, err
+		}
+		if next.id == want.id {
+			return r, nil
+		}
+	}
+}
+
+// read reads a partition until it gives the record of a place, which must be
+// its next one but for repeated records.
+func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (*activation.Record, kafka.Message, error) {
+	for {
+		m, err := p.fetch(ctx, want)
+		if err != nil {
+			return nil, m, err
+		}
+		r, taken, err := s.judge(t, m.Value, want)
+		if err != nil {
+			return nil, m, fmt.Errorf("topic %s: partition %d: offset %d: %w", p.topic, p.number, m.Offset, err)
+		}
+		if taken {
+			return r, m, nil
+		}
+		s.duplicates.Add(1)
+	}
+}
+
+// judge tells whether a message is the record of a place (true) or one from
+// before it (false).
+func (s *stream) judge(t *topic, value []byte, want place) (*activation.Record, bool, error) {
+	r, err := activation.Unmarshal(value)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := s.check(r, t.layer); err != nil {
+		return nil, false, err
+	}
+	taken, err := s.accept(r, want)
+	return r, taken, err
+}
+
+// accept tells whether a record is the wanted one (true) or one that was
+// read before, which a producer that retries may write again (false).
+// Anything else means that records are missing.
+func (s *stream) accept(r *activation.Record, want place) (bool, error) {
+	if int64(r.Epoch) == want.epoch && r.SequenceID == want.id {
+		return true, nil
+	}
+	got := place{epoch: int64(r.Epoch), id: r.SequenceID}
+	index, known := s.order.find(got.epoch, got.id)
+	if !known {
+		return false, fmt.Errorf("sequence %d is none of the token set's training split", r.SequenceID)
+	}
+	got.index = index
+	if got.epoch < want.epoch || got.epoch == want.epoch && got.index < want.index {
+		return false, nil
+	}
+	return false, fmt.Errorf("it holds %v where %v should be: records are missing, or the producer's --seed is not this run's %d", got, want, s.plan.Seed)
+}
+
+// check refuses a record of another teacher, token set, layer or shape.
+func (s *stream) check(r *activation.Record, layer int) error {
+	if r.Teacher != s.Teacher {
+		return fmt.Errorf("the record is of teacher %.12s, want %.12s", r.Teacher, s.Teacher)
+	}
+	if r.TokenSet != s.TokenSet {
+		return fmt.Errorf("the record is of token set %.12s, want %.12s", r.TokenSet, s.TokenSet)
+	}
+	if r.Layer != layer {
+		return fmt.Errorf("the record is of layer %d, want %d", r.Layer, layer)
+	}
+	if r.Length != s.plan.Length || r.Dim != s.Dim {
+		return fmt.Errorf("the record is of %d tokens × %d, want %d × %d", r.Length, r.Dim, s.plan.Length, s.Dim)
+	}
+	return nil
+}
