@@ -19,6 +19,7 @@ import (
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/infra"
 	"github.com/scavenge/scavenge/infra/cluster"
+	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/report"
@@ -41,7 +42,7 @@ const prismAtOnce = 8
 // Workers, Batch, Device, DType, Patience and Data stand for their defaults.
 type TeachOptions struct {
 	Dataset        string // folder of a token set
-	Teacher        string // folder of a GPT-NeoX checkpoint
+	Teacher        string // folder of a GPT-NeoX checkpoint; not needed where Layers is activation.Tokens alone
 	cluster.Access        // no brokers: the embedded one, with its log in Data
 	Data           string // folder of the embedded broker's log
 	Topic          string // run name: layer i's records go to <Topic>.layer-<i>
@@ -70,7 +71,7 @@ func (o *TeachOptions) Flags(f *flag.FlagSet) {
 	o.Access.Flags(f, "Kafka's `host:port`, several with commas; without it an embedded broker runs as long as the command")
 	f.StringVar(&o.Data, "data", DefaultBrokerData, "`folder` of the embedded broker's log")
 	f.StringVar(&o.Topic, "topic", "", "run `name`: layer i's records go to topic <name>.layer-<i>")
-	f.Func("layers", "`layers` to send, 0,2,5 for instance (default all)", func(s string) error {
+	f.Func("layers", "`layers` to send, 0,2,5 for instance; tokens sends token records, which need no teacher, to topic <name>.tokens (default all layers)", func(s string) error {
 		var err error
 		o.Layers, err = parseLayers(s)
 		return err
@@ -95,6 +96,10 @@ func parseLayers(s string) ([]int, error) {
 	}
 	var layers []int
 	for word := range strings.SplitSeq(s, ",") {
+		if strings.TrimSpace(word) == "tokens" {
+			layers = append(layers, activation.Tokens)
+			continue
+		}
 		n, err := strconv.Atoi(strings.TrimSpace(word))
 		if err != nil {
 			return nil, fmt.Errorf("%q is not a layer's number", word)
@@ -133,13 +138,16 @@ func (o *TeachOptions) setDefaults() {
 	}
 }
 
+// tokensAlone tells whether no teacher is needed.
+func (o TeachOptions) tokensAlone() bool { return slices.Equal(o.Layers, []int{activation.Tokens}) }
+
 // Validate says what of the options cannot be, as far as they tell by
 // themselves.
 func (o TeachOptions) Validate() error {
 	switch {
 	case o.Dataset == "":
 		return errors.New("--dataset is not set: name the folder of a token set")
-	case o.Teacher == "":
+	case o.Teacher == "" && !o.tokensAlone():
 		return errors.New("--teacher is not set: name the folder of a checkpoint")
 	case o.Topic == "":
 		return errors.New("--topic is not set: name the run")
@@ -228,38 +236,12 @@ func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
 	if err != nil {
 		return l, err
 	}
-	c, err := checkpoint.LoadConfig(o.Teacher)
-	if err != nil {
-		return l, err
-	}
-	m := set.Manifest
-	switch {
-	case c.Architecture != checkpoint.GPTNeoX:
-		return l, fmt.Errorf("teacher %s: it is a %s, want a %s", o.Teacher, c.Architecture, checkpoint.GPTNeoX)
-	case c.Vocab < m.Tokenizer.Vocab:
-		return l, fmt.Errorf("teacher %s: its vocabulary of %d is smaller than the %d of the tokenizer that made token set %s", o.Teacher, c.Vocab, m.Tokenizer.Vocab, o.Dataset)
-	case c.Context < m.SeqLen:
-		return l, fmt.Errorf("teacher %s: its context of %d is shorter than the sequences of %d tokens in token set %s", o.Teacher, c.Context, m.SeqLen, o.Dataset)
-	case set.Rows(tokenset.Train) == 0:
+	if set.Rows(tokenset.Train) == 0 {
 		return l, fmt.Errorf("token set %s: its %s split is empty", o.Dataset, tokenset.Train)
 	}
-	layers := o.Layers
-	if len(layers) == 0 {
-		for i := range c.Layers {
-			layers = append(layers, i)
-		}
-	}
-	for _, i := range layers {
-		if i < 0 || i >= c.Layers {
-			return l, fmt.Errorf("--layers: %d is none of the teacher's layers 0 to %d", i, c.Layers-1)
-		}
-	}
-	t, err := dtype.Parse(o.DType)
-	if err != nil {
-		return l, err
-	}
+	m := set.Manifest
 	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLag: o.MaxLag, Workers: o.Workers,
-		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: layers, Partitions: o.Partitions, Length: m.SeqLen, Dim: c.Dim, Type: t, Patience: o.Patience}}
+		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: o.Layers, Partitions: o.Partitions, Length: m.SeqLen, Patience: o.Patience}}
 	if l.Sequences == 0 {
 		l.Sequences = o.Epochs * set.Rows(tokenset.Train)
 	}
@@ -267,9 +249,35 @@ func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
 	if l.Sink.Access, err = o.Absolute(); err != nil {
 		return l, err
 	}
-	if l.Dataset, err = filepath.Abs(o.Dataset); err != nil {
+	if l.Dataset, err = filepath.Abs(o.Dataset); err != nil || o.tokensAlone() {
 		return l, err
 	}
-	l.Teacher, err = filepath.Abs(o.Teacher)
+	if l.Teacher, err = filepath.Abs(o.Teacher); err != nil {
+		return l, err
+	}
+	c, err := checkpoint.LoadConfig(o.Teacher)
+	if err != nil {
+		return l, err
+	}
+	switch {
+	case c.Architecture != checkpoint.GPTNeoX:
+		return l, fmt.Errorf("teacher %s: it is a %s, want a %s", o.Teacher, c.Architecture, checkpoint.GPTNeoX)
+	case c.Vocab < m.Tokenizer.Vocab:
+		return l, fmt.Errorf("teacher %s: its vocabulary of %d is smaller than the %d of the tokenizer that made token set %s", o.Teacher, c.Vocab, m.Tokenizer.Vocab, o.Dataset)
+	case c.Context < m.SeqLen:
+		return l, fmt.Errorf("teacher %s: its context of %d is shorter than the sequences of %d tokens in token set %s", o.Teacher, c.Context, m.SeqLen, o.Dataset)
+	}
+	if len(o.Layers) == 0 {
+		for i := range c.Layers {
+			l.Sink.Layers = append(l.Sink.Layers, i)
+		}
+	}
+	for _, i := range l.Sink.Layers {
+		if i < activation.Tokens || i >= c.Layers {
+			return l, fmt.Errorf("--layers: %d is none of the teacher's layers 0 to %d", i, c.Layers-1)
+		}
+	}
+	l.Sink.Dim = c.Dim
+	l.Sink.Type, err = dtype.Parse(o.DType)
 	return l, err
 }

@@ -332,6 +332,11 @@ func TestTeachRefusesWhatDoesNotFit(t *testing.T) {
 			t.Errorf("%v, want one line with %q", err, want)
 		}
 	}
+	tokens := good
+	tokens.Teacher, tokens.Layers = "", []int{activation.Tokens, 0}
+	if err := Teach(t.Context(), tokens); err == nil || !strings.Contains(err.Error(), "--teacher is not set") {
+		t.Errorf("layers without a teacher: %v", err)
+	}
 	// a truncated file in the teacher's folder
 	weights := filepath.Join(good.Teacher, checkpoint.ModelFile)
 	raw, err := os.ReadFile(weights)

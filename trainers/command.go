@@ -96,11 +96,7 @@ func (o *DistillOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of the teacher's checkpoint")
 	f.StringVar(&o.Schedule, "schedule", Progressive, "progressive (layer after layer, lower blocks frozen) or joint")
 	f.StringVar(&o.Source, "source", FromStream, "of the teacher's activations: stream (Kafka), replay (Kafka for the first epoch, a local cache for the others) or inline (the teacher runs here)")
-	o.Access.Flags(f, "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
-	f.StringVar(&o.Topic, "topic", "", "`name` that pipelines/teach was given: layer i's topic is <name>.layer-i")
-	f.DurationVar(&o.Stall, "stall-timeout", defaultStall, "longest wait for a record")
-	f.StringVar(&o.Cache.Dir, "cache", "", "replay: `folder` of the cache (default cache in --run)")
-	f.Int64Var(&o.Cache.Bytes, "cache-bytes", 64<<30, "replay: how many `bytes` the cache may take; 0: as many as the disk has")
+	o.Feed.flags(f, "layer i's topic is <name>.layer-i")
 	f.StringVar(&o.Type, "dtype", "float16", "inline: what targets are rounded to: float32, float16, bfloat16 or int8")
 }
 
@@ -110,6 +106,8 @@ func (o *FinetuneOptions) Flags(f *flag.FlagSet) {
 	o.StudentOptions.Flags(f)
 	f.Int64Var(&o.Steps, "steps", 0, "to train")
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of a teacher's checkpoint, for --soft-weight or --init")
+	f.StringVar(&o.Source, "source", FromDataset, "of the tokens: dataset (the token set's files), stream (token records on Kafka: teach --layers tokens) or replay (Kafka for the first epoch, a local cache for the others)")
+	o.Feed.flags(f, "token records are in <name>.tokens")
 	f.Float64Var(&o.SoftWeight, "soft-weight", 0, "w in the loss (1−w)·CE + w·T²·KL(teacher ‖ student)")
 	f.Float64Var(&o.Temperature, "temperature", 2, "T of the soft targets")
 }

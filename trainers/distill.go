@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"time"
 
 	"github.com/scavenge/scavenge/gpu"
-	"github.com/scavenge/scavenge/infra/cluster"
-	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/tokenset"
@@ -21,16 +17,6 @@ const (
 	Joint       = "joint"       // all layers at once
 )
 
-// Where a distillation's targets come from.
-const (
-	FromStream = "stream" // activation records on Kafka
-	FromReplay = "replay" // the same, of the first epoch; later ones from a local cache
-	FromInline = "inline" // the teacher runs beside the student
-)
-
-// defaultStall is longer than a broker takes to restart or a producer to start.
-const defaultStall = 5 * time.Minute
-
 // DistillOptions are those of Distill.
 type DistillOptions struct {
 	Run
@@ -38,16 +24,13 @@ type DistillOptions struct {
 	Teacher  string // checkpoint
 	Schedule string // Progressive or Joint; "": Progressive
 
-	Source         string        // FromStream, FromReplay or FromInline; "": FromStream
-	cluster.Access               // stream, replay: the way to Kafka
-	Topic          string        // stream, replay: the producer's run
-	Stall          time.Duration // stream, replay: longest wait for a record; 0: 5 minutes
-	Cache          Replay        // replay; Dir "": cache in the run's folder
-	Type           string        // inline: what targets are rounded to, as dtype.Parse has it; "": float16
+	Feed        // Source: FromStream, FromReplay or FromInline; "": FromStream
+	Type string // inline: what targets are rounded to, as dtype.Parse has it; "": float16
 }
 
 // Validate says which option no distillation can have.
 func (o DistillOptions) Validate() error {
+	o.setSource()
 	if err := o.Run.Validate(); err != nil {
 		return err
 	}
@@ -64,27 +47,17 @@ func (o DistillOptions) Validate() error {
 	case FromInline:
 		_, err := dtype.Parse(o.dtype())
 		return err
-	case FromStream, FromReplay, "":
+	case FromStream, FromReplay:
 	default:
 		return fmt.Errorf("--source %q: want %s, %s or %s", o.Source, FromStream, FromReplay, FromInline)
 	}
-	switch {
-	case len(o.Brokers) == 0:
-		return errors.New("--brokers is missing: an address that pipelines/teach or infra/broker printed (or take --source inline, with no broker)")
-	case o.Topic == "":
-		return errors.New("--topic is missing: the name that pipelines/teach was given")
-	case o.Stall < 0:
-		return fmt.Errorf("--stall-timeout %v: want a positive time", o.Stall)
-	case o.Cache.Bytes < 0:
-		return fmt.Errorf("--cache-bytes %d: want a number of bytes, or 0 for as many as the disk has", o.Cache.Bytes)
+	return o.Feed.Validate()
+}
+
+func (o *DistillOptions) setSource() {
+	if o.Source == "" {
+		o.Source = FromStream
 	}
-	if err := o.Access.Validate(); err != nil {
-		return err
-	}
-	if err := activation.CheckRun(o.Topic); err != nil {
-		return fmt.Errorf("--topic: %w", err)
-	}
-	return nil
 }
 
 func (o DistillOptions) dtype() string {
@@ -97,6 +70,7 @@ func (o DistillOptions) dtype() string {
 // Distill fits a student's layer outputs to a teacher's and leaves the student
 // in the run's folder.
 func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
+	o.setSource()
 	if err := o.Validate(); err != nil {
 		return s, err
 	}
@@ -221,19 +195,7 @@ func (d *distillation) opener(layers []int, sequences int64) func(context.Contex
 		if d.Source == FromInline {
 			return NewTokenSource(p)
 		}
-		stall := d.Stall
-		if stall == 0 {
-			stall = defaultStall
-		}
-		s := Stream{Access: d.Access, Topic: d.Topic, Layers: layers, Dim: d.config.Dim,
-			Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Stall: stall, Notice: func(s string) { d.say("%s", s) }}
-		if d.Source != FromReplay {
-			return NewStreamSource(ctx, s, p)
-		}
-		cache := d.Cache
-		if cache.Dir == "" {
-			cache.Dir = filepath.Join(d.Dir, "cache")
-		}
-		return NewReplaySource(ctx, s, cache, p)
+		return d.Feed.open(ctx, d.Dir, Stream{Layers: layers, Dim: d.config.Dim, Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(),
+			Notice: func(s string) { d.say("%s", s) }}, p)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
@@ -15,6 +16,7 @@ import (
 type FinetuneOptions struct {
 	Run
 	StudentOptions
+	Feed // of tokens; Source: FromDataset, FromStream or FromReplay; "": FromDataset
 
 	// Teacher, a checkpoint, adds its soft targets to the cross entropy where
 	// SoftWeight is above 0; it is also what a new student is made from.
@@ -29,6 +31,12 @@ func (o FinetuneOptions) Validate() error {
 		return err
 	}
 	if err := o.StudentOptions.Validate(); err != nil {
+		return err
+	}
+	if o.Source != "" && o.Source != FromDataset && !o.kafka() {
+		return fmt.Errorf("--source %q: want %s, %s or %s", o.Source, FromDataset, FromStream, FromReplay)
+	}
+	if err := o.Feed.Validate(); err != nil {
 		return err
 	}
 	switch {
@@ -106,7 +114,7 @@ func Finetune(ctx context.Context, o FinetuneOptions) (s Summary, err error) {
 			return gpu.Step{Batch: b.Batch, Objective: gpu.SoftTargets, Teacher: beside, Temperature: temperature, SoftWeight: o.SoftWeight}
 		}
 	}
-	stages, err := onTokens(o.Run, set, step, o.Rate.overSteps)
+	stages, err := onTokens(o.Run, o.Feed, set, step, o.Rate.overSteps)
 	if err != nil {
 		return s, err
 	}
@@ -116,14 +124,19 @@ func Finetune(ctx context.Context, o FinetuneOptions) (s Summary, err error) {
 
 func crossEntropy(b *Batch) gpu.Step { return gpu.Step{Batch: b.Batch, Objective: gpu.CrossEntropy} }
 
-// onTokens is the one stage of a run that needs tokens alone.
-func onTokens(r Run, set *tokenset.Set, step func(*Batch) gpu.Step, rate func(steps int64) Schedule) ([]stage, error) {
+// onTokens is the one stage of a run that needs tokens alone, from the token
+// set's files or as token records from Kafka.
+func onTokens(r Run, f Feed, set *tokenset.Set, step func(*Batch) gpu.Step, rate func(steps int64) Schedule) ([]stage, error) {
 	steps, sequences, err := r.length(set.Rows(tokenset.Train))
 	if err != nil {
 		return nil, err
 	}
-	open := func(_ context.Context, at Position) (Source, error) {
-		return NewTokenSource(Plan{Tokens: set, Length: set.Manifest.SeqLen, Seed: r.Seed, Shuffle: r.Shuffle, Batch: r.Batch, Total: sequences, Start: at})
+	open := func(ctx context.Context, at Position) (Source, error) {
+		p := Plan{Tokens: set, Length: set.Manifest.SeqLen, Seed: r.Seed, Shuffle: r.Shuffle, Batch: r.Batch, Total: sequences, Start: at}
+		if !f.kafka() {
+			return NewTokenSource(p)
+		}
+		return f.open(ctx, r.Dir, Stream{Layers: []int{activation.Tokens}, TokenSet: set.Fingerprint(), Notice: func(s string) { r.say("%s", s) }}, p)
 	}
 	return []stage{{layer: -1, steps: steps, rate: rate(steps), open: open, step: step}}, nil
 }

@@ -140,10 +140,10 @@ func trainers(t testing.TB, set string) []trainer {
 	fresh := StudentOptions{Width: 8, Bands: 5}
 	return []trainer{
 		{"distill progressive", 12, func(ctx context.Context, device, dir string, change func(*Run)) (Summary, error) {
-			return Distill(ctx, DistillOptions{Run: run(device, dir, change), StudentOptions: fresh, Teacher: teacher, Source: FromInline})
+			return Distill(ctx, DistillOptions{Run: run(device, dir, change), StudentOptions: fresh, Teacher: teacher, Feed: Feed{Source: FromInline}})
 		}},
 		{"distill joint", 6, func(ctx context.Context, device, dir string, change func(*Run)) (Summary, error) {
-			return Distill(ctx, DistillOptions{Run: run(device, dir, change), StudentOptions: fresh, Teacher: teacher, Source: FromInline, Schedule: Joint, Type: "int8"})
+			return Distill(ctx, DistillOptions{Run: run(device, dir, change), StudentOptions: fresh, Teacher: teacher, Feed: Feed{Source: FromInline}, Schedule: Joint, Type: "int8"})
 		}},
 		{"finetune", 6, func(ctx context.Context, device, dir string, change func(*Run)) (Summary, error) {
 			return Finetune(ctx, FinetuneOptions{Run: run(device, dir, change), StudentOptions: StudentOptions{Student: student}})

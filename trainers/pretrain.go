@@ -115,7 +115,7 @@ func Pretrain(ctx context.Context, o PretrainOptions) (s Summary, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	stages, err := onTokens(o.Run, set, crossEntropy, func(int64) Schedule { return o.Rate.fromScratch() })
+	stages, err := onTokens(o.Run, Feed{}, set, crossEntropy, func(int64) Schedule { return o.Rate.fromScratch() })
 	if err != nil {
 		return s, err
 	}

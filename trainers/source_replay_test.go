@@ -248,7 +248,7 @@ func TestReplayedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 	teacher := saved(t, p.teacher)
 	distill := func(source, device, run string) error {
 		o := DistillOptions{Run: Run{Dataset: dir, Dir: run, Device: device, Seed: 4, Batch: 3, Steps: 7, SaveEvery: 2, Quiet: true, Shuffle: Shuffle{Window: 5, Seed: 6}},
-			StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher, Source: source, Access: p.broker.access, Topic: p.run, Stall: 20 * time.Second}
+			StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher, Feed: Feed{Source: source, Access: p.broker.access, Topic: p.run, Stall: 20 * time.Second}}
 		_, err := Distill(context.Background(), o)
 		return err
 	}
@@ -282,6 +282,58 @@ func TestReplayedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 			}
 			endOf(t, run).compare(t, endOf(t, want), fmt.Sprintf("killed in step %d, cache lost: %v", at, lost))
 		}
+	}
+}
+
+// Fine-tuning ends alike on the token set's files, on token records from Kafka
+// and on those of one epoch replayed, killed on the way or not.
+func TestFinetuningFedByKafkaIsThatOfTheTokenSet(t *testing.T) {
+	dir := testSet(t, 5, 3)
+	p := newProducer(t, startBroker(t), dir)
+	student := saved(t, spread(random(t, studentConfig(), 6)))
+	once := *p
+	once.run, once.to = p.run+"-once", 1
+	p.to = 3
+	p.writeTopic(t, activation.Tokens, p.tokens(t))
+	once.writeTopic(t, activation.Tokens, once.tokens(t))
+	tune := func(source, topic, device, run string) error {
+		_, err := Finetune(context.Background(), FinetuneOptions{Run: Run{Dataset: dir, Dir: run, Device: device, Seed: 4, Batch: 3, Steps: 7, SaveEvery: 2, Quiet: true},
+			StudentOptions: StudentOptions{Student: student}, Feed: Feed{Source: source, Access: p.broker.access, Topic: topic, Stall: 20 * time.Second}})
+		return err
+	}
+	want := t.TempDir()
+	if err := tune("", "", "cpu", want); err != nil {
+		t.Fatal(err)
+	}
+	for source, topic := range map[string]string{FromStream: p.run, FromReplay: once.run} {
+		for _, at := range []int64{0, 1, 4} {
+			run := t.TempDir()
+			w := &wrapped{before: func(n int64) error {
+				if n == at {
+					return errKilled
+				}
+				return nil
+			}}
+			if err := tune(source, topic, w.register(t), run); at > 0 && !errors.Is(err, errKilled) || at == 0 && err != nil {
+				t.Fatal(err)
+			}
+			if err := tune(source, topic, "cpu", run); err != nil {
+				t.Fatal(err)
+			}
+			endOf(t, run).compare(t, endOf(t, want), fmt.Sprintf("%s, killed in step %d", source, at))
+		}
+	}
+	// activations are no tokens
+	p.run += "-activations"
+	p.writeTopic(t, activation.Tokens, p.records(t)[0])
+	tokens := Stream{Access: p.broker.access, Topic: p.run, Layers: []int{activation.Tokens}, TokenSet: p.set.Fingerprint(), Stall: 2 * time.Second}
+	s, err := NewStreamSource(context.Background(), tokens, testPlan(t, dir, 3, 16))
+	if err == nil {
+		_, err = s.Next(context.Background())
+		s.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "the record is of teacher") {
+		t.Errorf("activations where tokens are wanted: %v", err)
 	}
 }
 

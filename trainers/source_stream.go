@@ -279,6 +279,12 @@ func firstCause(errs []error) error {
 func (s *stream) assemble(places []place, rows [][]*activation.Record) (*Batch, error) {
 	b := newBatch(places, s.plan.Length)
 	for i, t := range s.topics {
+		if t.layer == activation.Tokens { // alone, or before the layers
+			for _, r := range rows[i] {
+				b.Tokens = append(b.Tokens, r.Tokens...)
+			}
+			continue
+		}
 		target := gpu.Target{Layer: t.layer}
 		for row, r := range rows[i] {
 			if s.dtype == "" {

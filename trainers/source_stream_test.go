@@ -150,38 +150,60 @@ func (p *producer) records(t testing.TB) [][][]*activation.Record {
 	return list
 }
 
+// tokens are the token records, by partition.
+func (p *producer) tokens(t testing.TB) [][]*activation.Record {
+	t.Helper()
+	list := make([][]*activation.Record, p.partitions)
+	for epoch := p.from; epoch < p.to; epoch++ {
+		for _, id := range p.set.Order(tokenset.Train, 4, epoch) {
+			tokens, err := p.set.Sequence(tokenset.Train, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := activation.Partition(id, p.partitions)
+			list[at] = append(list[at], &activation.Record{TokenSet: p.set.Fingerprint(), Layer: activation.Tokens, Epoch: int(epoch), SequenceID: id,
+				Length: len(tokens), Tokens: slices.Clone(tokens)})
+		}
+	}
+	return list
+}
+
 // write makes the topics where they are not there yet and writes all records.
 func (p *producer) write(t testing.TB) {
 	t.Helper()
-	ctx := context.Background()
-	client := p.broker.client(t)
 	for layer, partitions := range p.records(t) {
-		topic := activation.Topic(p.run, layer)
-		r, err := client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1}}})
-		if err == nil {
-			err = r.Errors[topic]
+		p.writeTopic(t, layer, partitions)
+	}
+}
+
+func (p *producer) writeTopic(t testing.TB, layer int, partitions [][]*activation.Record) {
+	t.Helper()
+	client := p.broker.client(t)
+	topic := activation.Topic(p.run, layer)
+	r, err := client.CreateTopics(context.Background(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1}}})
+	if err == nil {
+		err = r.Errors[topic]
+	}
+	if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
+		t.Fatal(err)
+	}
+	for number, list := range partitions {
+		if p.change != nil {
+			list = p.change(layer, number, list)
 		}
-		if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
-			t.Fatal(err)
+		var values [][]byte
+		for _, r := range list {
+			value, err := activation.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.flip && r.Epoch == 1 {
+				value[len(value)/2]++
+			}
+			values = append(values, value)
 		}
-		for number, list := range partitions {
-			if p.change != nil {
-				list = p.change(layer, number, list)
-			}
-			var values [][]byte
-			for _, r := range list {
-				value, err := activation.Marshal(r)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if p.flip && r.Epoch == 1 {
-					value[len(value)/2]++
-				}
-				values = append(values, value)
-			}
-			if len(values) > 0 {
-				produce(t, client, topic, number, values)
-			}
+		if len(values) > 0 {
+			produce(t, client, topic, number, values)
 		}
 	}
 }
@@ -418,7 +440,7 @@ func (p *producer) distill(t testing.TB, dir string) trainer {
 			change(&r)
 		}
 		return Distill(ctx, DistillOptions{Run: r, StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher,
-			Access: p.broker.access, Topic: p.run, Stall: 20 * time.Second})
+			Feed: Feed{Access: p.broker.access, Topic: p.run, Stall: 20 * time.Second}})
 	}}
 }
 

@@ -27,10 +27,10 @@ import (
 type Sink struct {
 	cluster.Access
 	Run        string // the topics' common name; see activation.Topic
-	Layers     []int  // ascending
+	Layers     []int  // ascending; activation.Tokens sends tokens alone
 	Partitions int
 	Length     int        // tokens in a record
-	Dim        int        // values a token
+	Dim        int        // values a token; 0 where tokens alone are sent
 	Type       dtype.Type // of a value
 	// Patience is how long a broker may be away, or refuse for a passing
 	// reason, before a write fails.

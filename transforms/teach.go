@@ -23,7 +23,7 @@ type Lesson struct {
 	Dataset   string // folder of a token set; its train split is taught
 	Seed      int64  // of the canonical order
 	Sequences int64  // how many of the canonical order, epoch after epoch
-	Teacher   string // folder of a checkpoint
+	Teacher   string // folder of a checkpoint; "" where tokens alone are sent
 	Device    string // that it runs on; see gpu.Open
 	Precision gpu.Precision
 	Batch     int // sequences that go through it at once
@@ -102,13 +102,15 @@ func (l Lesson) open(ctx context.Context, worker int) (_ *teacher, err error) {
 	if t.sink, err = l.Sink.open(ctx, false); err != nil {
 		return nil, err
 	}
-	m, err := checkpoint.Load(l.Teacher)
-	if err != nil {
-		return nil, err
+	var m *checkpoint.Model
+	if l.Teacher != "" {
+		if m, err = checkpoint.Load(l.Teacher); err != nil {
+			return nil, err
+		}
+		t.fingerprint = m.Fingerprint()
 	}
-	t.fingerprint = m.Fingerprint()
-	if err := t.resume(ctx); err != nil {
-		return nil, err
+	if err := t.resume(ctx); err != nil || m == nil {
+		return t, err
 	}
 	if t.engine, err = gpu.Open(l.Device); err != nil {
 		return nil, err
@@ -202,17 +204,27 @@ func (t *teacher) firsts() map[int]int64 {
 	return first
 }
 
+// blank is a record of a layer with all but its sequence filled in.
+func (t *teacher) blank(layer int) activation.Record {
+	r := activation.Record{TokenSet: t.set.Fingerprint(), Layer: layer, Length: t.Sink.Length}
+	if layer != activation.Tokens {
+		r.Teacher, r.Dim, r.Type = t.fingerprint, t.Sink.Dim, t.Sink.Type
+	}
+	return r
+}
+
 // same refuses to go on after the records of another lesson.
 func (t *teacher) same(r *activation.Record, layer int) error {
+	want := t.blank(layer)
 	switch {
-	case r.Teacher != t.fingerprint:
-		return fmt.Errorf("it holds activations of another teacher (%.12s, this one is %.12s)", r.Teacher, t.fingerprint)
-	case r.TokenSet != t.set.Fingerprint():
-		return fmt.Errorf("it holds activations of another token set (%.12s, this one is %.12s)", r.TokenSet, t.set.Fingerprint())
-	case r.Layer != layer || r.Length != t.Sink.Length || r.Dim != t.Sink.Dim:
-		return fmt.Errorf("it holds layer %d of %d × %d, want layer %d of %d × %d", r.Layer, r.Length, r.Dim, layer, t.Sink.Length, t.Sink.Dim)
-	case r.Type != t.Sink.Type:
-		return fmt.Errorf("it holds values of type %s, want %s", r.Type, t.Sink.Type)
+	case r.Teacher != want.Teacher:
+		return fmt.Errorf("it holds activations of another teacher (%.12s, this one is %.12s)", r.Teacher, want.Teacher)
+	case r.TokenSet != want.TokenSet:
+		return fmt.Errorf("it holds records of another token set (%.12s, this one is %.12s)", r.TokenSet, want.TokenSet)
+	case r.Layer != layer || r.Length != want.Length || r.Dim != want.Dim:
+		return fmt.Errorf("it holds layer %d of %d × %d, want layer %d of %d × %d", r.Layer, r.Length, r.Dim, layer, want.Length, want.Dim)
+	case r.Type != want.Type:
+		return fmt.Errorf("it holds values of type %s, want %s", r.Type, want.Type)
 	}
 	return nil
 }
@@ -312,7 +324,7 @@ func (t *teacher) lacking(x pupil) []int {
 }
 
 // compute is the residual stream of a batch after the layers that any of its
-// sequences lacks: for each, rows · Length · Dim values.
+// sequences lacks: for each, rows · Length · Dim values, and none for Tokens.
 func (t *teacher) compute(ctx context.Context, rows []pupil) (gpu.Batch, []int, [][]float32, error) {
 	b := gpu.Batch{Rows: len(rows), Length: t.Sink.Length}
 	needed := map[int]bool{}
@@ -335,10 +347,19 @@ func (t *teacher) compute(ctx context.Context, rows []pupil) (gpu.Batch, []int, 
 			layers = append(layers, l)
 		}
 	}
-	hidden, err := t.model.Hidden(b, layers)
+	hidden := make([][]float32, len(layers))
+	from := 0
+	if needed[activation.Tokens] { // the first, as layers ascend
+		from = 1
+	}
+	if from == len(layers) {
+		return b, layers, hidden, nil
+	}
+	values, err := t.model.Hidden(b, layers[from:])
 	if err != nil {
 		return b, nil, nil, fmt.Errorf("teacher %s: %w", t.Teacher, err)
 	}
+	copy(hidden[from:], values)
 	return b, layers, hidden, nil
 }
 
@@ -383,11 +404,13 @@ func (t *teacher) sendLane(ctx context.Context, l lane, rows []pupil, b gpu.Batc
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r := activation.Record{Teacher: t.fingerprint, TokenSet: t.set.Fingerprint(), Layer: l.layer, Epoch: int(x.epoch), SequenceID: x.id,
-			Length: b.Length, Dim: t.Sink.Dim, Type: t.Sink.Type, Tokens: b.Tokens[i*b.Length : (i+1)*b.Length]}
-		var err error
-		if r.Values, r.Scales, err = activation.Encode(r.Type, hidden[i*width:(i+1)*width], r.Dim); err != nil {
-			return fmt.Errorf("teacher %s: layer %d: sequence %d: %w: choose another --dtype", t.Teacher, l.layer, x.id, err)
+		r := t.blank(l.layer)
+		r.Epoch, r.SequenceID, r.Tokens = int(x.epoch), x.id, b.Tokens[i*b.Length:(i+1)*b.Length]
+		if l.layer != activation.Tokens {
+			var err error
+			if r.Values, r.Scales, err = activation.Encode(r.Type, hidden[i*width:(i+1)*width], r.Dim); err != nil {
+				return fmt.Errorf("teacher %s: layer %d: sequence %d: %w: choose another --dtype", t.Teacher, l.layer, x.id, err)
+			}
 		}
 		value, err := activation.Marshal(&r)
 		if err != nil {

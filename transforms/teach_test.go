@@ -277,6 +277,48 @@ func TestEachPartitionHoldsItsPartOfTheCanonicalOrder(t *testing.T) {
 	}
 }
 
+// Token records need no teacher, and go on where they ended; beside layers
+// they come from the same walk.
+func TestTokensAreSentWithoutATeacher(t *testing.T) {
+	addr := broker(t)
+	l := lesson(t, addr, 2)
+	alone := l
+	alone.Teacher, alone.Sink.Layers, alone.Sink.Dim, alone.Sink.Type, alone.Sequences = "", []int{activation.Tokens}, 0, "", 33
+	if n, err := give(t.Context(), alone); err != nil || n != 0 {
+		t.Fatalf("%d sequences went through a teacher; %v", n, err)
+	}
+	l.Sink.Layers = []int{activation.Tokens, 0, 3}
+	if n, err := give(t.Context(), l); err != nil || n != 60 {
+		t.Fatalf("%d computed; %v", n, err)
+	}
+	set, err := tokenset.Open(l.Dataset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range 2 {
+		var want []int64
+		for epoch := range int64(2) {
+			for _, id := range set.Order(tokenset.Train, l.Seed, epoch) {
+				if activation.Partition(id, 2) == p {
+					want = append(want, id)
+				}
+			}
+		}
+		list := records(t, addr, activation.Topic(l.Sink.Run, activation.Tokens), p)
+		if len(list) != len(want) {
+			t.Fatalf("partition %d: %d records, want %d", p, len(list), len(want))
+		}
+		for i, r := range list {
+			row, err := set.Sequence(tokenset.Train, want[i])
+			if err != nil || r.SequenceID != want[i] || r.Layer != activation.Tokens || r.TokenSet != set.Fingerprint() || !slices.Equal(r.Tokens, row) {
+				t.Fatalf("partition %d: record %d is %+v, want sequence %d; %v", p, i, r, want[i], err)
+			}
+		}
+	}
+	l.Sink.Layers = []int{0, 3}
+	complete(t, l)
+}
+
 // A lesson that ends anywhere is gone on with: only the rest is computed and
 // no lane has a gap or a record twice.
 func TestRerunMakesOnlyTheRest(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 // on them as they come, so many steps a layer; or it runs the teacher beside
 // the student. The embedded broker's log is removed when the student is there.
 func (x *experiment) distill(ctx context.Context, name string, steps int64) error {
-	o := trainers.DistillOptions{Run: x.training(name, steps), Teacher: x.teacher, Topic: folder(name),
+	o := trainers.DistillOptions{Run: x.training(name, steps), Teacher: x.teacher, Feed: trainers.Feed{Topic: folder(name)},
 		StudentOptions: trainers.StudentOptions{Init: trainers.InitEmbeddings, Context: x.Context, Width: x.Width, Bands: x.Features}}
 	if whole, err := finished(o.Dir); err != nil || whole {
 		return errors.Join(err, errAlready)

@@ -1,6 +1,6 @@
 // Package activation is the record that carries a teacher's activations from
 // the producer to the trainers: one Kafka message is one sequence of one
-// layer. Its wire format is Protobuf, documented in schemas/activation.proto;
+// layer, or of a token set alone. Its wire format is Protobuf, documented in schemas/activation.proto;
 // activationpb is the generated code for programs that want it. This package
 // writes and reads the same bytes itself, because a record is a megabyte and
 // its values should be copied once at most.
@@ -33,11 +33,15 @@ const (
 	maxDim    = 1 << 20
 )
 
+// Tokens is the layer of a token record: a sequence without activations, for
+// trainers that need no teacher. Its Teacher and Type are "", its Dim is 0.
+const Tokens = -1
+
 // Record is one sequence's activations after one block, before any final norm.
 type Record struct {
 	Teacher    string // fingerprints: hex sha256
 	TokenSet   string
-	Layer      int
+	Layer      int // or Tokens
 	Epoch      int
 	SequenceID int64
 	Length     int        // tokens
@@ -66,12 +70,15 @@ func typeOf(n uint64) (dtype.Type, bool) {
 
 // Validate says what of a record contradicts itself.
 func (r *Record) Validate() error {
+	if r.Layer == Tokens && (r.Teacher != "" || r.Dim != 0 || r.Type != "" || len(r.Values) > 0 || len(r.Scales) > 0) {
+		return errors.New("token record: it has a teacher or activations")
+	}
 	switch {
-	case r.Length < 1 || r.Length > maxLength || r.Dim < 1 || r.Dim > maxDim:
+	case r.Length < 1 || r.Length > maxLength || r.Dim < 1 && r.Layer != Tokens || r.Dim > maxDim:
 		return fmt.Errorf("activation record: shape %d × %d", r.Length, r.Dim)
-	case r.Layer < 0 || r.Layer > math.MaxInt32 || r.Epoch < 0 || r.SequenceID < 0:
+	case r.Layer < Tokens || r.Layer > math.MaxInt32 || r.Epoch < 0 || r.SequenceID < 0:
 		return fmt.Errorf("activation record: layer %d, epoch %d, sequence %d", r.Layer, r.Epoch, r.SequenceID)
-	case types[r.Type] == 0:
+	case types[r.Type] == 0 && r.Layer != Tokens:
 		return fmt.Errorf("activation record: values of type %q", r.Type)
 	case len(r.Tokens) != r.Length:
 		return fmt.Errorf("activation record: %d tokens, want %d", len(r.Tokens), r.Length)
@@ -98,12 +105,15 @@ func (r *Record) Validate() error {
 	return nil
 }
 
+// wireLayer is the field layer.
+func (r *Record) wireLayer() uint64 { return uint64(max(0, r.Layer)) }
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checksum is the field crc32c; see activation.proto for what it covers.
 func (r *Record) checksum() uint32 {
 	buf := make([]byte, 0, 7*8+4*len(r.Tokens)+4*len(r.Scales))
-	for _, v := range []uint64{Version, uint64(r.Layer), uint64(r.Epoch), uint64(r.SequenceID), uint64(r.Length), uint64(r.Dim), uint64(types[r.Type])} {
+	for _, v := range []uint64{Version, r.wireLayer(), uint64(r.Epoch), uint64(r.SequenceID), uint64(r.Length), uint64(r.Dim), uint64(types[r.Type])} {
 		buf = binary.LittleEndian.AppendUint64(buf, v)
 	}
 	for _, v := range r.Tokens {
@@ -172,6 +182,9 @@ func (r *Record) Decode() ([]float32, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
+	if r.Layer == Tokens {
+		return nil, errors.New("token record: it has no activations")
+	}
 	x := make([]float32, r.Length*r.Dim)
 	if r.Type != dtype.Int8 {
 		return x, dtype.Decode(x, r.Type, r.Values)
@@ -182,8 +195,13 @@ func (r *Record) Decode() ([]float32, error) {
 	return x, nil
 }
 
-// Topic is the Kafka topic of a run's layer.
-func Topic(run string, layer int) string { return fmt.Sprintf("%s.layer-%d", run, layer) }
+// Topic is the Kafka topic of a run's layer, or of its token records.
+func Topic(run string, layer int) string {
+	if layer == Tokens {
+		return run + ".tokens"
+	}
+	return fmt.Sprintf("%s.layer-%d", run, layer)
+}
 
 // ProgressGroup is the consumer group under which the trainer of a topic tells
 // how far it is. Producers that wait for it, and tools that show lag, read it;
@@ -211,7 +229,7 @@ func Key(id int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)
 func Partition(id int64, n int) int { return int(id % int64(n)) }
 
 // MaxMessageBytes is what a topic's max.message.bytes must be at least for
-// records of this shape, one to a batch: values, scales, tokens of five bytes
+// records of this shape (token records: dim 0, no type), one to a batch: values, scales, tokens of five bytes
 // each, and a kilobyte for the record's other fields and Kafka's own headers.
 func MaxMessageBytes(length, dim int, t dtype.Type) int {
 	n := length*dim*t.Size() + 5*length + 1024

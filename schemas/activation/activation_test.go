@@ -105,6 +105,41 @@ func TestGeneratedCodeReadsAndWritesTheSameRecord(t *testing.T) {
 	}
 }
 
+func TestTokenRecordsCarryTokensAlone(t *testing.T) {
+	want := &Record{TokenSet: strings.Repeat("b2", 32), Layer: Tokens, Epoch: 3, SequenceID: 7<<32 + 12, Length: 3, Tokens: []int32{5, 0, 50303}}
+	b, err := Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Unmarshal(b)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v; %v", got, want, err)
+	}
+	if _, err := got.Decode(); err == nil {
+		t.Error("a token record has no activations to decode")
+	}
+	if n := MaxMessageBytes(3, 0, ""); len(b) > n {
+		t.Errorf("%d bytes, over MaxMessageBytes %d", len(b), n)
+	}
+	var m activationpb.Record
+	if err := proto.Unmarshal(b, &m); err != nil || m.Layer != 0 || m.Dim != 0 || m.Type != activationpb.Record_TYPE_UNSPECIFIED || len(m.Values) != 0 || !slices.Equal(m.Tokens, want.Tokens) {
+		t.Errorf("generated code reads %v; %v", &m, err)
+	}
+	for what, change := range map[string]func(*Record){
+		"a teacher": func(r *Record) { r.Teacher = "x" }, "a width": func(r *Record) { r.Dim = 1 }, "a type": func(r *Record) { r.Type = dtype.Int8 },
+		"values": func(r *Record) { r.Values = []byte{1} }, "another layer": func(r *Record) { r.Layer = 0 }, "no layer there is": func(r *Record) { r.Layer = -2 },
+	} {
+		r := *want
+		change(&r)
+		if _, err := Marshal(&r); err == nil {
+			t.Errorf("a token record with %s is no error", what)
+		}
+	}
+	if a, b := Topic("run", Tokens), Topic("run", 0); a != "run.tokens" || b != "run.layer-0" {
+		t.Errorf("topics %s and %s", a, b)
+	}
+}
+
 func TestEveryFlippedBitIsSeen(t *testing.T) {
 	r, _ := record(t, dtype.Int8, 3, 4)
 	b, err := Marshal(r)

@@ -48,7 +48,7 @@ func Marshal(r *Record) ([]byte, error) {
 	b = append(b, r.Teacher...)
 	header(fieldTokenSet, len(r.TokenSet))
 	b = append(b, r.TokenSet...)
-	varint(fieldLayer, uint64(r.Layer))
+	varint(fieldLayer, r.wireLayer())
 	varint(fieldEpoch, uint64(r.Epoch))
 	varint(fieldSequence, uint64(r.SequenceID))
 	varint(fieldLength, uint64(r.Length))
@@ -65,7 +65,9 @@ func Marshal(r *Record) ([]byte, error) {
 		}
 	}
 	b = protowire.AppendFixed32(protowire.AppendTag(b, fieldChecksum, protowire.Fixed32Type), r.checksum())
-	header(fieldValues, len(r.Values))
+	if len(r.Values) > 0 {
+		header(fieldValues, len(r.Values))
+	}
 	return append(b, r.Values...), nil
 }
 
@@ -76,6 +78,9 @@ func Unmarshal(data []byte) (*Record, error) {
 	p := parser{record: &r}
 	if err := p.parse(data); err != nil {
 		return nil, fmt.Errorf("activation record: %w", err)
+	}
+	if r.Layer == 0 && r.Dim == 0 && r.Type == "" {
+		r.Layer = Tokens
 	}
 	if p.version != Version {
 		return nil, fmt.Errorf("activation record: version %d: this program reads version %d", p.version, Version)
