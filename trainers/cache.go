@@ -21,7 +21,8 @@ import (
 //	       │ 4 bytes   │ in it, 8  │ id, 8      │ length, 4   │ these 24: 4 │ message│
 //	       └───────────┴───────────┴────────────┴─────────────┴─────────────┴───────┘
 //
-// Messages carry their own checksum, which is checked when one is read. A file
+// Messages carry their own checksum, which is checked when one is read; an empty
+// one stands for a record that was rejected. A file
 // whose end is torn, by a kill or a full disk, is cut after its last whole
 // entry: what is missing is read from Kafka again. Nothing is fsynced.
 type cache struct {

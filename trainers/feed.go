@@ -33,6 +33,8 @@ type Feed struct {
 	Topic string        // the producer's run
 	Stall time.Duration // longest wait for a record; 0: 5 minutes
 	Cache Replay        // FromReplay; Dir "": cache in the run's folder
+
+	OnBadRecord string // BadRecordStop or BadRecordSkip; "": stop
 }
 
 // flags declares the options but --source.
@@ -40,6 +42,7 @@ func (f *Feed) flags(set *flag.FlagSet, layers string) {
 	f.Access.Flags(set, "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
 	set.StringVar(&f.Topic, "topic", "", "`name` that pipelines/teach was given: "+layers)
 	set.DurationVar(&f.Stall, "stall-timeout", defaultStall, "longest wait for a record")
+	set.StringVar(&f.OnBadRecord, "on-bad-record", BadRecordStop, "what to do about a damaged record, which goes to topic <topic>.rejected: stop, or skip its sequence")
 	set.StringVar(&f.Cache.Dir, "cache", "", "replay: `folder` of the cache (default cache in --run)")
 	set.Int64Var(&f.Cache.Bytes, "cache-bytes", defaultCacheBytes, "replay: how many `bytes` the cache may take; 0: as many as the disk has")
 }
@@ -58,6 +61,8 @@ func (f Feed) Validate() error {
 		return errors.New("--topic is missing: the name that pipelines/teach was given")
 	case f.Stall < 0:
 		return fmt.Errorf("--stall-timeout %v: want a positive time", f.Stall)
+	case f.OnBadRecord != "" && f.OnBadRecord != BadRecordStop && f.OnBadRecord != BadRecordSkip:
+		return fmt.Errorf("--on-bad-record %q: want %s or %s", f.OnBadRecord, BadRecordStop, BadRecordSkip)
 	case f.Cache.Bytes < 0:
 		return fmt.Errorf("--cache-bytes %d: want a number of bytes, or 0 for as many as the disk has", f.Cache.Bytes)
 	}
@@ -73,7 +78,7 @@ func (f Feed) Validate() error {
 // open opens the source of a feed from Kafka for a run in a folder. want says
 // which records they must be: Layers, Dim and the fingerprints of a Stream.
 func (f Feed) open(ctx context.Context, dir string, want Stream, p Plan) (Source, error) {
-	want.Access, want.Topic, want.Stall = f.Access, f.Topic, f.Stall
+	want.Access, want.Topic, want.Stall, want.OnBadRecord = f.Access, f.Topic, f.Stall, f.OnBadRecord
 	if want.Stall == 0 {
 		want.Stall = defaultStall
 	}

@@ -85,8 +85,12 @@ func (o *order) take(n int) []place {
 	return list
 }
 
-// window is the first index of the window that holds an index.
+// window is the first index of the window that holds an index; an epoch's end
+// is that of its last window.
 func (o *order) window(index int64) int64 {
+	if index == o.length {
+		return index
+	}
 	return index - index%int64(max(1, o.shuffle.Window))
 }
 

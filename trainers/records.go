@@ -2,6 +2,7 @@ package trainers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/segmentio/kafka-go"
@@ -27,9 +28,9 @@ func (s *stream) records(ctx context.Context, t *topic, places []place) ([]*acti
 }
 
 // record is the record of a place: from the shelf, or else the partition is
-// read up to it.
+// read up to it. It is nil where it was rejected.
 func (s *stream) record(ctx context.Context, t *topic, want place) (*activation.Record, error) {
-	if r, err := t.shelf.get(ctx, want.id); r != nil || err != nil {
+	if r, there, err := t.shelf.get(ctx, want.id); there || err != nil {
 		return r, err
 	}
 	number := activation.Partition(want.id, len(t.partitions))
@@ -41,7 +42,7 @@ func (s *stream) record(ctx context.Context, t *topic, want place) (*activation.
 			return nil, err
 		}
 		c.pass()
-		if err := t.shelf.put(r, m, next.id == want.id); err != nil {
+		if err := t.shelf.put(next.id, r, m, next.id == want.id); err != nil {
 			return nil, err
 		}
 		if next.id == want.id {
@@ -51,14 +52,27 @@ func (s *stream) record(ctx context.Context, t *topic, want place) (*activation.
 }
 
 // read reads a partition until it gives the record of a place, which must be
-// its next one but for repeated records.
+// its next one but for repeated records; nil, if that one is damaged.
 func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (*activation.Record, kafka.Message, error) {
 	for {
 		m, err := p.fetch(ctx, want)
 		if err != nil {
 			return nil, m, err
 		}
-		r, taken, err := s.judge(t, m.Value, want)
+		r, err := activation.Unmarshal(m.Value)
+		if errors.Is(err, activation.ErrDamaged) {
+			if lost, err := s.reject(ctx, t, m, want, err); lost || err != nil {
+				return nil, m, err
+			}
+			continue
+		}
+		taken := false
+		if err == nil {
+			err = s.check(r, t.layer)
+		}
+		if err == nil {
+			taken, err = s.accept(r, want)
+		}
 		if err != nil {
 			return nil, m, fmt.Errorf("topic %s: partition %d: offset %d: %w", p.topic, p.number, m.Offset, err)
 		}
@@ -67,20 +81,6 @@ func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (
 		}
 		s.duplicates.Add(1)
 	}
-}
-
-// judge tells whether a message is the record of a place (true) or one from
-// before it (false).
-func (s *stream) judge(t *topic, value []byte, want place) (*activation.Record, bool, error) {
-	r, err := activation.Unmarshal(value)
-	if err != nil {
-		return nil, false, err
-	}
-	if err := s.check(r, t.layer); err != nil {
-		return nil, false, err
-	}
-	taken, err := s.accept(r, want)
-	return r, taken, err
 }
 
 // accept tells whether a record is the wanted one (true) or one that was

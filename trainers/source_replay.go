@@ -84,27 +84,27 @@ type kept struct {
 	checked bool // that there is room for all
 }
 
-func (k *kept) get(ctx context.Context, id int64) (*activation.Record, error) {
+func (k *kept) get(ctx context.Context, id int64) (_ *activation.Record, there bool, err error) {
 	e, ok := k.entries[id]
-	if !ok {
-		return nil, nil
+	if !ok || e.size == 0 { // an empty message stands for a rejected one
+		return nil, ok, nil
 	}
 	message, err := k.message(e)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	r, err := k.is(message, id)
 	if err == nil {
-		return r, nil
+		return r, true, nil
 	}
 	k.stream.notice("cache %s: sequence %d: %v: reading it from %s again", k.path, id, err, k.topic.name)
 	if message, err = k.again(ctx, e); err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	if r, err = k.is(message, id); err != nil {
-		return nil, fmt.Errorf("topic %s: partition %d: offset %d: %w", k.topic.name, e.partition, e.offset, err)
+		return nil, true, fmt.Errorf("topic %s: partition %d: offset %d: %w", k.topic.name, e.partition, e.offset, err)
 	}
-	return r, k.mend(e, message)
+	return r, true, k.mend(e, message)
 }
 
 // is reads a message that should be a sequence's record.
@@ -133,11 +133,14 @@ func (k *kept) again(ctx context.Context, e entry) ([]byte, error) {
 	}
 }
 
-func (k *kept) put(r *activation.Record, m kafka.Message, _ bool) error {
+func (k *kept) put(id int64, r *activation.Record, m kafka.Message, _ bool) error {
+	if r == nil {
+		return k.append(id, m.Partition, m.Offset, nil)
+	}
 	if err := k.fits(r); err != nil {
 		return err
 	}
-	return k.append(r.SequenceID, m.Partition, m.Offset, m.Value)
+	return k.append(id, m.Partition, m.Offset, m.Value)
 }
 
 // fits refuses, before the first record is written, a cache that will be too

@@ -40,8 +40,12 @@ func TestAllSourcesGiveTheSameBatches(t *testing.T) {
 		{1, Shuffle{}, []int{0, 1}},
 		{3, Shuffle{Window: 3, Seed: 1}, []int{1}},
 		{2, Shuffle{Window: 100, Seed: 2}, []int{0, 1}},
+		{2, Shuffle{Window: 5, Seed: 2}, []int{0}},
 	} {
 		plan := testPlan(t, dir, 3, 20) // two epochs and a half
+		if c.shuffle.Window == 5 {
+			plan.Batch = 4 // ends where an epoch does
+		}
 		plan.Shuffle = c.shuffle
 		what := fmt.Sprintf("%d partitions, window %d: ", c.partitions, c.shuffle.Window)
 		want := inlineBatches(t, plan, c.layers, dtype.Float16)
@@ -107,8 +111,8 @@ type counted struct {
 	most int
 }
 
-func (c *counted) put(r *activation.Record, m kafka.Message, wanted bool) error {
-	err := c.memory.put(r, m, wanted)
+func (c *counted) put(id int64, r *activation.Record, m kafka.Message, wanted bool) error {
+	err := c.memory.put(id, r, m, wanted)
 	c.most = max(c.most, len(c.memory))
 	return err
 }

@@ -29,8 +29,9 @@ type Stream struct {
 
 	Teacher, TokenSet string // fingerprints that records must carry
 
-	Stall  time.Duration // longest wait for a record
-	Notice func(string)  // told what people should know; may be nil
+	Stall       time.Duration // longest wait for a record
+	OnBadRecord string        // BadRecordStop or BadRecordSkip; "": stop
+	Notice      func(string)  // told what people should know; may be nil
 }
 
 // stream reads records of several layers. The producer writes each partition
@@ -47,6 +48,7 @@ type stream struct {
 	dtype      dtype.Type // of the first record, and so of all
 	told       chan bool  // closed when progress is no longer published
 	duplicates atomic.Int64
+	rejected   atomic.Int64
 }
 
 type topic struct {
@@ -61,11 +63,12 @@ type topic struct {
 
 // shelf keeps records that came before they were wanted.
 type shelf interface {
-	// get is the record of a sequence; nil if it is not there.
-	get(ctx context.Context, id int64) (*activation.Record, error)
-	// put is given each record that is read, and the message that it came in;
-	// wanted ones will not be asked for again in this epoch.
-	put(r *activation.Record, m kafka.Message, wanted bool) error
+	// get is the record of a sequence, if it is there; nil for a rejected one.
+	get(ctx context.Context, id int64) (r *activation.Record, there bool, err error)
+	// put is given the record of each sequence that is read, nil for a rejected
+	// one, and the message that it came in; a wanted one will not be asked for
+	// again in this epoch.
+	put(id int64, r *activation.Record, m kafka.Message, wanted bool) error
 	// clear tells that a window begins: what came before will not be wanted
 	// in this epoch.
 	clear()
@@ -76,15 +79,15 @@ type shelf interface {
 // memory is the shelf of a stream: at most a window's records.
 type memory map[int64]*activation.Record
 
-func (m memory) get(_ context.Context, id int64) (*activation.Record, error) {
-	r := m[id]
+func (m memory) get(_ context.Context, id int64) (*activation.Record, bool, error) {
+	r, there := m[id]
 	delete(m, id)
-	return r, nil
+	return r, there, nil
 }
 
-func (m memory) put(r *activation.Record, _ kafka.Message, wanted bool) error {
+func (m memory) put(id int64, r *activation.Record, _ kafka.Message, wanted bool) error {
 	if !wanted {
-		m[r.SequenceID] = r
+		m[id] = r
 	}
 	return nil
 }
@@ -243,7 +246,11 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	if err := firstCause(errs); err != nil {
 		return nil, Position{}, err
 	}
-	b, err := s.assemble(places, rows)
+	left, rows := without(places, rows)
+	if len(left) == 0 {
+		return nil, Position{}, fmt.Errorf("topic %s: every record of the batch from %v on was rejected: there is nothing left to train on", s.topics[0].name, places[0])
+	}
+	b, err := s.assemble(left, rows)
 	if err != nil {
 		return nil, Position{}, err
 	}
@@ -253,7 +260,7 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 // position is the one behind the places taken so far.
 func (s *stream) position() Position {
 	at := Position{Epoch: s.order.epoch, Index: s.order.index, Offsets: map[string]map[int]int64{}}
-	whole := at.Index == s.order.length || at.Index == s.order.window(at.Index) // a window ends here
+	whole := at.Index == s.order.window(at.Index) // a window ends here
 	for _, t := range s.topics {
 		if whole {
 			at.Offsets[t.name] = t.offsets()

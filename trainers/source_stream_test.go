@@ -97,6 +97,8 @@ type producer struct {
 	// change may alter a layer's records of a partition before they are written
 	change func(layer, partition int, list []*activation.Record) []*activation.Record
 	flip   bool // a byte of the second epoch's messages
+	// damage may alter the bytes of a record
+	damage func(r *activation.Record, value []byte) []byte
 }
 
 func newProducer(t testing.TB, b *testBroker, dir string) *producer {
@@ -191,7 +193,7 @@ func (p *producer) writeTopic(t testing.TB, layer int, partitions [][]*activatio
 		if p.change != nil {
 			list = p.change(layer, number, list)
 		}
-		var values [][]byte
+		var keys, values [][]byte
 		for _, r := range list {
 			value, err := activation.Marshal(r)
 			if err != nil {
@@ -200,21 +202,24 @@ func (p *producer) writeTopic(t testing.TB, layer int, partitions [][]*activatio
 			if p.flip && r.Epoch == 1 {
 				value[len(value)/2]++
 			}
-			values = append(values, value)
+			if p.damage != nil {
+				value = p.damage(r, value)
+			}
+			keys, values = append(keys, activation.Key(r.SequenceID)), append(values, value)
 		}
 		if len(values) > 0 {
-			produce(t, client, topic, number, values)
+			produce(t, client, topic, number, keys, values)
 		}
 	}
 }
 
 // produce writes messages to a partition.
-func produce(t testing.TB, client *kafka.Client, topic string, partition int, values [][]byte) {
+func produce(t testing.TB, client *kafka.Client, topic string, partition int, keys, values [][]byte) {
 	t.Helper()
 	for tries := 0; ; tries++ {
 		var list []kafka.Record
-		for _, v := range values {
-			list = append(list, kafka.Record{Value: kafka.NewBytes(v)})
+		for i := range values {
+			list = append(list, kafka.Record{Key: kafka.NewBytes(keys[i]), Value: kafka.NewBytes(values[i])})
 		}
 		r, err := client.Produce(t.Context(), &kafka.ProduceRequest{Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(list...)})
 		if err == nil {
@@ -338,7 +343,7 @@ func TestStreamRefusesByName(t *testing.T) {
 		"token-set":    {change: last(func(r *activation.Record) { r.TokenSet = strings.Repeat("0", 64) }), want: []string{"partition 1: offset 3", "of token set 000000000000, want"}},
 		"layer":        {change: last(func(r *activation.Record) { r.Layer = 1 }), want: []string{"partition 1: offset 3", "of layer 1, want 0"}},
 		"shape":        {change: last(func(r *activation.Record) { r.Dim, r.Values = 8, r.Values[:8*testLength*2] }), want: []string{"12 tokens × 8, want 12 × 16"}},
-		"corrupt":      {want: []string{"partition", "offset 4"}},
+		"corrupt":      {want: []string{"partition", "offset 4", "damaged", ".rejected now; --on-bad-record skip"}},
 		"stranger":     {change: last(func(r *activation.Record) { r.SequenceID = 99 }), want: []string{"sequence 99 is none of the token set's"}},
 		"dtype":        {change: last(func(r *activation.Record) { r.Type, r.Values = dtype.Float32, make([]byte, 4*16*testLength) }), want: []string{"the record's values are F32, those before it F16"}},
 		"past the end": {plan: func(p *Plan) { p.Start = Position{Index: 4, Offsets: offsets(2, 99)} }, want: []string{"partition 1: offset 99 is past the log's end at 8"}},

@@ -203,6 +203,10 @@ func Topic(run string, layer int) string {
 	return fmt.Sprintf("%s.layer-%d", run, layer)
 }
 
+// RejectedTopic is where trainers put the damaged messages of a topic, with
+// headers reason, topic, partition and offset.
+func RejectedTopic(topic string) string { return topic + ".rejected" }
+
 // ProgressGroup is the consumer group under which the trainer of a topic tells
 // how far it is. Producers that wait for it, and tools that show lag, read it;
 // a trainer goes on from its checkpoint alone.
@@ -224,6 +228,15 @@ func CheckRun(run string) error {
 // Key is the Kafka message key of a sequence: eight bytes, big-endian, as
 // Kafka's own LongSerializer writes them.
 func Key(id int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }
+
+// SequenceOf is the sequence of a message by its key.
+func SequenceOf(key []byte) (id int64, ok bool) {
+	if len(key) != 8 {
+		return 0, false
+	}
+	id = int64(binary.BigEndian.Uint64(key))
+	return id, id >= 0
+}
 
 // Partition is the partition of n that holds a sequence.
 func Partition(id int64, n int) int { return int(id % int64(n)) }

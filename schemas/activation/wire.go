@@ -71,25 +71,33 @@ func Marshal(r *Record) ([]byte, error) {
 	return append(b, r.Values...), nil
 }
 
+// ErrDamaged is wrapped by Unmarshal's error about bytes that are not what
+// Marshal wrote: cut, overwritten or of something else.
+var ErrDamaged = errors.New("damaged")
+
 // Unmarshal reads a record and checks its version, sizes and checksum. Its
-// Values are a part of data, which must not be changed afterwards.
+// Values are a part of data, which must not be changed afterwards. An error is
+// ErrDamaged or about the version.
 func Unmarshal(data []byte) (*Record, error) {
 	var r Record
 	p := parser{record: &r}
 	if err := p.parse(data); err != nil {
-		return nil, fmt.Errorf("activation record: %w", err)
+		return nil, fmt.Errorf("activation record: %w: %w", ErrDamaged, err)
 	}
 	if r.Layer == 0 && r.Dim == 0 && r.Type == "" {
 		r.Layer = Tokens
+	}
+	if p.version == 0 { // no record has it: these are not a record's bytes
+		return nil, fmt.Errorf("activation record: %w: it has no version", ErrDamaged)
 	}
 	if p.version != Version {
 		return nil, fmt.Errorf("activation record: version %d: this program reads version %d", p.version, Version)
 	}
 	if err := r.Validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if got := r.checksum(); got != p.checksum {
-		return nil, fmt.Errorf("activation record: damaged: checksum %08x, the record says %08x", got, p.checksum)
+		return nil, fmt.Errorf("activation record: %w: checksum %08x, the record says %08x", ErrDamaged, got, p.checksum)
 	}
 	return &r, nil
 }
