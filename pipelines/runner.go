@@ -39,6 +39,8 @@ import (
 type Runner struct {
 	Name    string // prism (default) or universal: any portable runner at --endpoint
 	Verbose bool   // Beam's own log, on stderr
+
+	notice func(string) // told what DoFns in this process say; may be nil
 }
 
 // Flags declares a runner's flags.
@@ -86,6 +88,7 @@ func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transfo
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
 	launch := transforms.NewLaunch(inner)
+	launch.Notice = r.notice
 	defer launch.Close()
 
 	p, s := beam.NewPipelineWithRoot()

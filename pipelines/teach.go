@@ -22,6 +22,7 @@ import (
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
+	"github.com/scavenge/scavenge/schemas/durable"
 	"github.com/scavenge/scavenge/schemas/report"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
@@ -56,7 +57,8 @@ type TeachOptions struct {
 	Precision      string // of the teacher's arithmetic: float32 or bf16
 	DType          string // of the values sent: float32, float16, bfloat16 or int8
 	Seed           int64  // of the canonical order; the trainer's has to be the same
-	MaxLag         int64  // bytes that the trainer may be behind before the teacher waits; 0: any
+	MaxLead        int64  // bytes that the slowest trainer may be behind before the teacher waits; 0: any
+	AllowRetention bool   // topics may delete records before they are read
 	Patience       time.Duration
 	Runner         Runner
 	Stage          string    // name of the progress bar
@@ -85,8 +87,9 @@ func (o *TeachOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Precision, "precision", string(gpu.Float32), "`arithmetic` of the teacher: float32 or bf16")
 	f.StringVar(&o.DType, "dtype", "float16", "`type` of the values sent: float32, float16, bfloat16 or int8")
 	f.Int64Var(&o.Seed, "seed", 0, "`seed` of the order of the sequences: the trainer's has to be the same")
-	f.Int64Var(&o.MaxLag, "max-lag-bytes", 0, "wait while the trainer is this many `bytes` behind; 0 never waits")
-	f.DurationVar(&o.Patience, "patience", DefaultPatience, "how `long` a broker may be away before the command fails")
+	f.Int64Var(&o.MaxLead, "max-lead", 0, "keep at most this many `bytes` in the topics that the slowest trainer has not read; 0 never waits")
+	f.BoolVar(&o.AllowRetention, "allow-retention", false, "send to topics that may delete records before they are read")
+	f.DurationVar(&o.Patience, "broker-timeout", DefaultPatience, "how `long` a broker may be away before the command fails")
 	o.Runner.Flags(f)
 }
 
@@ -159,8 +162,8 @@ func (o TeachOptions) Validate() error {
 		return fmt.Errorf("--partitions %d: want at least 1", o.Partitions)
 	case o.Batch < 0:
 		return fmt.Errorf("--batch %d: want at least 1", o.Batch)
-	case o.MaxLag < 0:
-		return fmt.Errorf("--max-lag-bytes %d: want a number of bytes, or 0", o.MaxLag)
+	case o.MaxLead < 0:
+		return fmt.Errorf("--max-lead %d: want a number of bytes, or 0", o.MaxLead)
 	}
 	o.setDefaults()
 	if o.Workers < 1 || o.Workers > o.Partitions {
@@ -197,7 +200,12 @@ func Teach(ctx context.Context, o TeachOptions) error {
 	if err != nil {
 		return err
 	}
+	lesson.Sink.TopicBytes = lesson.Sink.RecordBytes() * lesson.Sequences
+	o.Runner.notice = func(s string) { fmt.Fprintln(o.Log, s) }
 	if len(o.Brokers) == 0 {
+		if err := o.diskHolds(lesson.Sink.TopicBytes * int64(len(lesson.Sink.Layers))); err != nil {
+			return err
+		}
 		b, err := infra.StartBroker(infra.BrokerOptions{Dir: o.Data})
 		if err != nil {
 			return err
@@ -206,6 +214,9 @@ func Teach(ctx context.Context, o TeachOptions) error {
 		lesson.Sink.Access = cluster.Access{Brokers: []string{b.Addr()}}
 	}
 	if err := lesson.Sink.Validate(); err != nil {
+		return err
+	}
+	if err := lesson.CheckLead(); err != nil {
 		return err
 	}
 	if err := lesson.Sink.Prepare(ctx); err != nil {
@@ -230,6 +241,27 @@ func Teach(ctx context.Context, o TeachOptions) error {
 	return nil
 }
 
+// diskHolds refuses an embedded broker's log that the disk has no room for.
+func (o TeachOptions) diskHolds(bytes int64) error {
+	if err := os.MkdirAll(o.Data, 0o777); err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	free, ok := durable.Free(o.Data)
+	if !ok || bytes <= free {
+		return nil
+	}
+	err := filepath.WalkDir(o.Data, func(_ string, e os.DirEntry, err error) error { // what is there already
+		if info, bad := e.Info(); err == nil && bad == nil && info.Mode().IsRegular() {
+			bytes -= info.Size()
+		}
+		return err
+	})
+	if err == nil && bytes > free {
+		err = fmt.Errorf("%s: its disk has %d bytes left, and the records take up to %d more: name another --data, or fewer --layers, --epochs or --sequences", o.Data, free, bytes)
+	}
+	return err
+}
+
 // lesson checks that token set, teacher and options belong together.
 func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
 	set, err := tokenset.Open(o.Dataset)
@@ -240,8 +272,8 @@ func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
 		return l, fmt.Errorf("token set %s: its %s split is empty", o.Dataset, tokenset.Train)
 	}
 	m := set.Manifest
-	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLag: o.MaxLag, Workers: o.Workers,
-		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: o.Layers, Partitions: o.Partitions, Length: m.SeqLen, Patience: o.Patience}}
+	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLead: o.MaxLead, Workers: o.Workers,
+		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: o.Layers, Partitions: o.Partitions, Length: m.SeqLen, Patience: o.Patience, AllowRetention: o.AllowRetention}}
 	if l.Sequences == 0 {
 		l.Sequences = o.Epochs * set.Rows(tokenset.Train)
 	}

@@ -32,7 +32,9 @@ type Feed struct {
 	cluster.Access
 	Topic string        // the producer's run
 	Stall time.Duration // longest wait for a record; 0: 5 minutes
-	Cache Replay        // FromReplay; Dir "": cache in the run's folder
+	// BrokerTimeout is how long the brokers may be away; 0: 10 minutes.
+	BrokerTimeout time.Duration
+	Cache         Replay // FromReplay; Dir "": cache in the run's folder
 
 	OnBadRecord string // BadRecordStop or BadRecordSkip; "": stop
 }
@@ -41,7 +43,8 @@ type Feed struct {
 func (f *Feed) flags(set *flag.FlagSet, layers string) {
 	f.Access.Flags(set, "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
 	set.StringVar(&f.Topic, "topic", "", "`name` that pipelines/teach was given: "+layers)
-	set.DurationVar(&f.Stall, "stall-timeout", defaultStall, "longest wait for a record")
+	set.DurationVar(&f.Stall, "stall-timeout", defaultStall, "longest wait for a record while the brokers answer")
+	set.DurationVar(&f.BrokerTimeout, "broker-timeout", defaultPatience, "how long the brokers may be away")
 	set.StringVar(&f.OnBadRecord, "on-bad-record", BadRecordStop, "what to do about a damaged record, which goes to topic <topic>.rejected: stop, or skip its sequence")
 	set.StringVar(&f.Cache.Dir, "cache", "", "replay: `folder` of the cache (default cache in --run)")
 	set.Int64Var(&f.Cache.Bytes, "cache-bytes", defaultCacheBytes, "replay: how many `bytes` the cache may take; 0: as many as the disk has")
@@ -61,6 +64,8 @@ func (f Feed) Validate() error {
 		return errors.New("--topic is missing: the name that pipelines/teach was given")
 	case f.Stall < 0:
 		return fmt.Errorf("--stall-timeout %v: want a positive time", f.Stall)
+	case f.BrokerTimeout < 0:
+		return fmt.Errorf("--broker-timeout %v: want a positive time", f.BrokerTimeout)
 	case f.OnBadRecord != "" && f.OnBadRecord != BadRecordStop && f.OnBadRecord != BadRecordSkip:
 		return fmt.Errorf("--on-bad-record %q: want %s or %s", f.OnBadRecord, BadRecordStop, BadRecordSkip)
 	case f.Cache.Bytes < 0:
@@ -78,7 +83,11 @@ func (f Feed) Validate() error {
 // open opens the source of a feed from Kafka for a run in a folder. want says
 // which records they must be: Layers, Dim and the fingerprints of a Stream.
 func (f Feed) open(ctx context.Context, dir string, want Stream, p Plan) (Source, error) {
-	want.Access, want.Topic, want.Stall, want.OnBadRecord = f.Access, f.Topic, f.Stall, f.OnBadRecord
+	want.Access, want.Topic, want.Stall, want.BrokerTimeout, want.OnBadRecord = f.Access, f.Topic, f.Stall, f.BrokerTimeout, f.OnBadRecord
+	var err error
+	if want.Trainer, err = trainerName(dir); err != nil {
+		return nil, err
+	}
 	if want.Stall == 0 {
 		want.Stall = defaultStall
 	}

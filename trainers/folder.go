@@ -1,9 +1,11 @@
 package trainers
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -105,4 +107,26 @@ func (f *folder) same(t *checkpoint.Trainer) error {
 		return errors.New(strings.Join(changed, ", "))
 	}
 	return nil
+}
+
+// trainerName is the name of a run's trainer among those of its topics: that of
+// its folder, and a random part that the folder keeps.
+func trainerName(dir string) (string, error) {
+	file := filepath.Join(dir, "trainer-id")
+	id, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		id = []byte(rand.Text()[:8])
+		err = durable.WriteFile(file, func(w io.Writer) error {
+			_, err := w.Write(id)
+			return err
+		})
+	}
+	if err != nil {
+		return "", fmt.Errorf("--run: %w", err)
+	}
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("--run: %w", err)
+	}
+	return filepath.Base(path) + "-" + strings.TrimSpace(string(id)), nil
 }

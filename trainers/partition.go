@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,33 +75,48 @@ func (p *partition) complaint() string {
 }
 
 // fetch is the next message. An error names the topic, partition and offset;
-// wanted says for people which record the caller expects there.
+// wanted says for people which record the caller expects there. Time during
+// which the broker is away counts against patience with it, not against stall.
 func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, error) {
+	var away time.Time // since when the broker has not answered; zero: it does
 	for began := time.Now(); ; {
-		wait, cancel := context.WithTimeout(ctx, min(5*time.Second, p.stall/2))
+		wait, cancel := context.WithTimeout(ctx, min(5*time.Second, p.stall/2, p.broker.patience/2))
 		m, err := p.reader.FetchMessage(wait)
 		quiet := wait.Err() != nil
 		cancel()
 		switch {
-		case err == nil && m.Offset == p.next.Load():
+		case err == nil:
+			if !away.IsZero() {
+				p.broker.isBack(away)
+			}
+			if m.Offset != p.next.Load() {
+				return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
+			}
 			p.next.Add(1)
 			return m, nil
-		case err == nil:
-			return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
 		case ctx.Err() != nil:
 			return m, ctx.Err()
-		case quiet:
-			if err := p.inside(ctx); err != nil {
-				return m, err
-			}
-		default:
+		case !quiet:
 			if final(err) {
 				return m, fmt.Errorf("%v: %w", p, err)
 			}
 			p.complain("%v", err)
 			sleep(ctx, 200*time.Millisecond)
 		}
-		if waited := time.Since(began); waited >= p.stall {
+		answers, err := p.inside(ctx)
+		switch {
+		case err != nil:
+			return m, err
+		case answers && !away.IsZero():
+			p.broker.isBack(away)
+			away, began = time.Time{}, time.Now()
+		case !answers && away.IsZero():
+			away = time.Now()
+			p.broker.isAway(p.complaint())
+		case !answers && time.Since(away) >= p.broker.patience:
+			return m, fmt.Errorf("%v: broker %s has been away for %v (--broker-timeout): %s", p, strings.Join(p.broker.addresses, ","), time.Since(away).Round(time.Second), p.complaint())
+		}
+		if waited := time.Since(began); away.IsZero() && waited >= p.stall {
 			why := ""
 			if c := p.complaint(); c != "" {
 				why = "; last trouble: " + c
@@ -115,15 +131,17 @@ func (p *partition) String() string {
 	return fmt.Sprintf("topic %s: partition %d: offset %d", p.topic, p.number, p.next.Load())
 }
 
-// inside fails if the wanted offset is outside the log. A broker that does not
-// answer is no failure: it may come back.
-func (p *partition) inside(ctx context.Context) error {
-	first, end, err := p.broker.bounds(ctx, p.topic, p.number)
+// inside tells whether the broker answers, and fails if the wanted offset is
+// outside the log.
+func (p *partition) inside(ctx context.Context) (answers bool, err error) {
+	bounded, cancel := context.WithTimeout(ctx, min(10*time.Second, p.broker.patience))
+	defer cancel()
+	first, end, err := p.broker.bounds(bounded, p.topic, p.number)
 	if err != nil {
 		p.complain("%v", err)
-		return nil
+		return false, ctx.Err()
 	}
-	return within(p, first, end)
+	return true, within(p, first, end)
 }
 
 func within(p *partition, first, end int64) error {
@@ -156,11 +174,17 @@ type broker struct {
 	addresses []string
 	client    *kafka.Client
 	transport *kafka.Transport // with the login
+	patience  time.Duration    // how long it may be away
+	notice    func(string)     // may be nil
 
 	mu     sync.Mutex
+	away   bool // people know it
 	closed bool
 	conns  map[net.Conn]bool // of the readers
 }
+
+// defaultPatience is longer than a cluster takes to restart or to fail over.
+const defaultPatience = 10 * time.Minute
 
 func newBroker(a cluster.Access) (*broker, error) {
 	t := &kafka.Transport{DialTimeout: 5 * time.Second, ClientID: "scavenge-trainer"}
@@ -168,8 +192,28 @@ func newBroker(a cluster.Access) (*broker, error) {
 	if t.TLS, t.SASL, err = a.Login(); err != nil {
 		return nil, err
 	}
-	return &broker{addresses: a.Brokers, transport: t, conns: map[net.Conn]bool{},
+	return &broker{addresses: a.Brokers, transport: t, conns: map[net.Conn]bool{}, patience: defaultPatience,
 		client: &kafka.Client{Addr: kafka.TCP(a.Brokers...), Timeout: 10 * time.Second, Transport: t}}, nil
+}
+
+// isAway says once, whichever partition found out, that nothing answers.
+func (b *broker) isAway(why string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.away && b.notice != nil {
+		b.notice(fmt.Sprintf("broker %s does not answer (%s): trying again for up to %v", strings.Join(b.addresses, ","), why, b.patience))
+	}
+	b.away = true
+}
+
+// isBack says once that it answers again.
+func (b *broker) isBack(since time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.away && b.notice != nil {
+		b.notice(fmt.Sprintf("broker %s answers again after %v", strings.Join(b.addresses, ","), time.Since(since).Round(100*time.Millisecond)))
+	}
+	b.away = false
 }
 
 // dialer keeps hold of the readers' connections: a Reader that is closed waits
@@ -280,14 +324,21 @@ func (b *broker) at(ctx context.Context, topic string, partition int, offset int
 
 // publish tells the broker how far a trainer has read, for tools that show lag
 // and producers that wait for it. The trainer itself never reads it.
-func (b *broker) publish(ctx context.Context, offsets map[string]map[int]int64) {
+func (b *broker) publish(ctx context.Context, trainer string, offsets map[string]map[int]int64) {
 	for topic, list := range offsets {
 		var commits []kafka.OffsetCommit
 		for number, offset := range list {
 			commits = append(commits, kafka.OffsetCommit{Partition: number, Offset: offset})
 		}
 		// best effort: training does not depend on it
-		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic), GenerationID: -1,
+		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic, trainer), GenerationID: -1,
 			Topics: map[string][]kafka.OffsetCommit{topic: commits}})
+	}
+}
+
+// forget takes back what publish told: no producer need wait for this trainer.
+func (b *broker) forget(ctx context.Context, trainer string, topics []string) {
+	for _, topic := range topics { // one by one, as groups may have different coordinators
+		_, _ = b.client.DeleteGroups(ctx, &kafka.DeleteGroupsRequest{GroupIDs: []string{activation.ProgressGroup(topic, trainer)}})
 	}
 }

@@ -29,9 +29,11 @@ type Stream struct {
 
 	Teacher, TokenSet string // fingerprints that records must carry
 
-	Stall       time.Duration // longest wait for a record
-	OnBadRecord string        // BadRecordStop or BadRecordSkip; "": stop
-	Notice      func(string)  // told what people should know; may be nil
+	Trainer       string        // name under which progress is published; "": it is not
+	Stall         time.Duration // longest wait for a record
+	BrokerTimeout time.Duration // longest absence of the broker; 0: 10 minutes
+	OnBadRecord   string        // BadRecordStop or BadRecordSkip; "": stop
+	Notice        func(string)  // told what people should know; may be nil
 }
 
 // stream reads records of several layers. The producer writes each partition
@@ -116,6 +118,10 @@ func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t
 	if err != nil {
 		return nil, err
 	}
+	if s.BrokerTimeout > 0 {
+		b.patience = s.BrokerTimeout
+	}
+	b.notice = s.Notice
 	src := &stream{Stream: s, plan: p, order: o, broker: b, told: make(chan bool)}
 	for _, layer := range s.Layers {
 		t := &topic{layer: layer, name: activation.Topic(s.Topic, layer)}
@@ -326,35 +332,38 @@ func differ(a, b []int32) int {
 	return -1
 }
 
-// progressEvery is how often progress is published.
-const progressEvery = time.Second
+const (
+	// progressEvery is how often progress is published.
+	progressEvery = 250 * time.Millisecond
+	// tellingTakes is how long the broker may take to hear it.
+	tellingTakes = time.Second
+)
 
-// tell publishes progress until the source closes, and once more then. It
-// counts records as they are read: a producer that lets a trainer fall only so
-// far behind would otherwise wait for a batch that waits for it.
+// tell publishes progress at once, until the source closes, and once more
+// then. It counts records as they are read: a producer that lets a trainer fall
+// only so far behind would otherwise wait for a batch that waits for it.
 func (s *stream) tell() {
 	defer close(s.told)
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
-	for last := (map[string]map[int]int64)(nil); ; {
-		closing := false
-		select {
-		case <-tick.C:
-		case <-s.ahead.stopped:
-			closing = true
-		}
+	for last, closing := (map[string]map[int]int64)(nil), false; s.Trainer != ""; {
 		now := map[string]map[int]int64{}
 		for _, t := range s.topics {
 			now[t.name] = t.offsets()
 		}
 		if !reflect.DeepEqual(now, last) {
-			ctx, cancel := context.WithTimeout(context.Background(), progressEvery)
-			s.broker.publish(ctx, now)
+			ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
+			s.broker.publish(ctx, s.Trainer, now)
 			cancel()
 			last = now
 		}
 		if closing {
 			return
+		}
+		select {
+		case <-tick.C:
+		case <-s.ahead.stopped:
+			closing = true
 		}
 	}
 }
@@ -366,7 +375,17 @@ func (s *stream) Close() error {
 	s.broker.hangUp()
 	err := s.ahead.Close()
 	at := s.ahead.position
-	return errors.Join(err, s.closeTopics(at.Epoch*s.order.length+at.Index == s.plan.Total))
+	whole := at.Epoch*s.order.length+at.Index == s.plan.Total
+	if whole && s.Trainer != "" {
+		var names []string
+		for _, t := range s.topics {
+			names = append(names, t.name)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
+		s.broker.forget(ctx, s.Trainer, names)
+		cancel()
+	}
+	return errors.Join(err, s.closeTopics(whole))
 }
 
 func (s *stream) closeTopics(whole bool) error {

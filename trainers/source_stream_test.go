@@ -5,10 +5,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -483,20 +483,55 @@ func TestStreamedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 		}
 		endOf(t, dir).compare(t, endOf(t, want), fmt.Sprintf("killed in step %d", at))
 	}
-	// what the trainer told the broker about layer 1: its lag
-	client := p.broker.client(t)
+	// a trainer that has read all it wants is forgotten, one that was killed is not
 	topic := activation.Topic(p.run, 1)
-	r, err := client.OffsetFetch(context.Background(), &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: {0, 1}}})
+	if told := p.told(t, topic, got); len(told) > 0 {
+		t.Errorf("a trainer at its end is still registered: %v", told)
+	}
+	killed := t.TempDir()
+	w := &wrapped{before: func(n int64) error {
+		if n == 9 {
+			return errKilled
+		}
+		return nil
+	}}
+	if _, err := streamed.train(context.Background(), w.register(t), killed, nil); !errors.Is(err, errKilled) {
+		t.Fatal(err)
+	}
+	read := int64(0)
+	for _, offset := range p.told(t, topic, killed) {
+		read += offset
+	}
+	if read < 12 || read > 15 { // in step 4 of the layer, of 3 sequences each, and 5 steps in all
+		t.Errorf("a trainer killed in its fourth step told to have read %d records", read)
+	}
+	if told := p.told(t, activation.Topic(p.run, 0), killed); len(told) > 0 {
+		t.Errorf("a trainer beyond layer 0 is still registered there: %v", told)
+	}
+}
+
+// told are the offsets that the trainer of a run's folder has published.
+func (p *producer) told(t *testing.T, topic, run string) map[int]int64 {
+	t.Helper()
+	name, err := trainerName(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	committed := map[int]int64{}
+	again, err := trainerName(run)
+	if err != nil || again != name || !strings.HasPrefix(name, filepath.Base(run)+"-") {
+		t.Errorf("the trainer's name is %q and then %q; %v", name, again, err)
+	}
+	r, err := p.broker.client(t).OffsetFetch(t.Context(), &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic, name), Topics: map[string][]int{topic: {0, 1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offsets := map[int]int64{}
 	for _, x := range r.Topics[topic] {
-		committed[x.Partition] = x.CommittedOffset
+		if x.CommittedOffset >= 0 {
+			offsets[x.Partition] = x.CommittedOffset
+		}
 	}
-	if !maps.Equal(committed, state.Offsets[topic]) {
-		t.Errorf("committed offsets %v, want %v", committed, state.Offsets[topic])
-	}
+	return offsets
 }
 
 func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
@@ -536,33 +571,84 @@ func TestBrokerRestartInTheMiddleOfALayer(t *testing.T) {
 	sameBatches(t, "over a restart", got, teachersBatches(t, plan, []int{0, 1}, dtype.Float16))
 }
 
-func TestBrokerThatStaysAwayIsAnErrorAfterTheStallTimeout(t *testing.T) {
+// A broker that goes away is said to, once; when it stays away the run ends
+// with its state saved, and goes on when the broker is there again.
+func TestBrokerThatStaysAwayEndsTheRunWithItsStateSaved(t *testing.T) {
 	dir := testSet(t, 8)
 	b := embeddedBroker(t)
 	p := newProducer(t, b, dir)
 	p.to = 1
 	p.write(t)
-	stream := p.stream(0)
-	stream.Stall = 400 * time.Millisecond
+	teacher := saved(t, p.teacher)
+	o := DistillOptions{Run: Run{Dataset: dir, Dir: t.TempDir(), Seed: 4, Batch: 3, Steps: 5, SaveEvery: 100, Quiet: true}, StudentOptions: StudentOptions{Width: 8, Bands: 5},
+		Teacher: teacher, Feed: Feed{Access: b.access, Topic: p.run, Stall: 20 * time.Second, BrokerTimeout: 500 * time.Millisecond}}
+	w := &wrapped{before: func(n int64) error {
+		if n == 2 {
+			b.Close()
+		}
+		return nil
+	}}
+	o.Device = w.register(t)
+	_, err := Distill(context.Background(), o)
+	for _, want := range []string{"step 3: topic ", "broker " + b.addr + " has been away for ", "--broker-timeout", "refused"} {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v, want one line with %q", err, want)
+		}
+	}
+	if _, _, s, err := checkpoint.LoadTraining(filepath.Join(o.Dir, "latest")); err != nil || s.Step != 2 {
+		t.Fatalf("checkpoint %+v: %v", s, err)
+	}
+	b.start(t)
+	p.from, p.to = 1, 2
+	p.write(t)
+	o.Device = "cpu"
+	if _, err := Distill(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	got := endOf(t, o.Dir)
+	o.Source, o.Dir = FromInline, t.TempDir()
+	if _, err := Distill(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	got.compare(t, endOf(t, o.Dir), "over an absence")
+}
+
+func TestAbsenceOfTheBrokerIsToldOnce(t *testing.T) {
+	dir := testSet(t, 8)
+	b := embeddedBroker(t)
+	p := newProducer(t, b, dir)
+	p.to = 1
+	p.write(t)
+	var mu sync.Mutex
+	var told []string
+	stream := p.stream(0, 1)
+	stream.Stall, stream.BrokerTimeout = 400*time.Millisecond, time.Minute // absence does not count as a stall
+	stream.Notice = func(s string) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, s)
+	}
 	s, err := NewStreamSource(context.Background(), stream, testPlan(t, dir, 4, 16))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	began := time.Now()
-	for i := range 3 {
-		if _, err = s.Next(context.Background()); err != nil && i < 2 {
+	for i := range 4 {
+		if i == 2 {
+			b.Close()
+			time.Sleep(time.Second)
+			b.start(t)
+			p.from, p.to = 1, 2
+			p.write(t)
+		}
+		if _, err := s.Next(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		b.Close()
 	}
-	for _, want := range []string{"offset 4: no record for", "epoch 1, sequence", "--stall-timeout", "last trouble: "} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
-	}
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("it took %v", took)
+	mu.Lock()
+	defer mu.Unlock()
+	if len(told) != 2 || !strings.Contains(told[0], "broker "+b.addr+" does not answer") || !strings.Contains(told[0], "trying again for up to 1m0s") || !strings.Contains(told[1], "answers again after") {
+		t.Errorf("told %q", told)
 	}
 }
 

@@ -19,6 +19,9 @@ import (
 type Launch struct {
 	ID LaunchID
 
+	// Notice is told what people should know; may be nil.
+	Notice func(string)
+
 	ctx    context.Context
 	done   atomic.Int64
 	tokens atomic.Int64
@@ -96,6 +99,13 @@ func (t *Task) Advance(done, tokens int64) {
 	if t.launch != nil {
 		t.launch.done.Add(done)
 		t.launch.tokens.Add(tokens)
+	}
+}
+
+// Say tells people something, on the machine that launched the pipeline.
+func (t *Task) Say(text string) {
+	if t.launch != nil && t.launch.Notice != nil {
+		t.launch.Notice(text)
 	}
 }
 

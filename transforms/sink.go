@@ -35,6 +35,10 @@ type Sink struct {
 	// Patience is how long a broker may be away, or refuse for a passing
 	// reason, before a write fails.
 	Patience time.Duration
+	// TopicBytes is what a topic will hold in the end, at most. Topics that
+	// keep less, or not for ever, are refused, unless AllowRetention.
+	TopicBytes     int64
+	AllowRetention bool
 }
 
 const (
@@ -48,6 +52,9 @@ const (
 	// framing is more than what Kafka's format adds to a record's value.
 	framing = 256
 )
+
+// RecordBytes is what a record takes at most.
+func (s Sink) RecordBytes() int64 { return int64(s.recordBytes()) }
 
 // recordBytes is what a topic's max.message.bytes has to be at least.
 func (s Sink) recordBytes() int { return activation.MaxMessageBytes(s.Length, s.Dim, s.Type) }
@@ -152,14 +159,8 @@ func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
 			return nil, err
 		}
 	}
-	if k.limits, err = k.messageLimits(ctx); err != nil {
+	if err := k.check(ctx); err != nil {
 		return nil, err
-	}
-	for topic, limit := range k.limits {
-		if need := s.recordBytes(); limit < need {
-			return nil, fmt.Errorf("topic %s: its max.message.bytes is %d, but a record of %d × %d %s takes up to %d: raise the topic's limit, or take another --topic or --dtype",
-				topic, limit, s.Length, s.Dim, s.Type, need)
-		}
 	}
 	return k, nil
 }
@@ -268,8 +269,8 @@ func (s *sink) create(ctx context.Context, topics []string) error {
 	for _, topic := range topics {
 		list = append(list, kafka.TopicConfig{Topic: topic, NumPartitions: s.Partitions, ReplicationFactor: -1, // the broker's own default
 			ConfigEntries: []kafka.ConfigEntry{
-				{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(max(s.recordBytes(), batchBytes))},
-				{ConfigName: "retention.ms", ConfigValue: "-1"}, // a trainer that comes late still needs the first record
+				{ConfigName: maxMessageBytes, ConfigValue: strconv.Itoa(max(s.recordBytes(), batchBytes))},
+				{ConfigName: retentionMs, ConfigValue: "-1"}, // a trainer that comes late still needs the first record
 			}})
 	}
 	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
@@ -307,14 +308,56 @@ func (s *sink) create(ctx context.Context, topics []string) error {
 	})
 }
 
-// messageLimits reads max.message.bytes of every topic.
-func (s *sink) messageLimits(ctx context.Context) (map[string]int, error) {
-	const name = "max.message.bytes"
+// The settings of a topic that records depend on.
+const (
+	maxMessageBytes = "max.message.bytes"
+	retentionMs     = "retention.ms"
+	retentionBytes  = "retention.bytes"
+	cleanupPolicy   = "cleanup.policy"
+)
+
+// check refuses topics that would not take the records or not keep them.
+func (s *sink) check(ctx context.Context) error {
+	all, err := s.settings(ctx)
+	if err != nil {
+		return err
+	}
+	s.limits = map[string]int{}
+	for _, topic := range s.topics() {
+		set := all[topic]
+		limit, err := strconv.Atoi(set[maxMessageBytes])
+		if err != nil {
+			return fmt.Errorf("topic %s: the broker does not tell its %s", topic, maxMessageBytes)
+		}
+		if need := s.recordBytes(); limit < need {
+			return fmt.Errorf("topic %s: its max.message.bytes is %d, but a record of %d × %d %s takes up to %d: raise the topic's limit, or take another --topic or --dtype",
+				topic, limit, s.Length, s.Dim, s.Type, need)
+		}
+		s.limits[topic] = limit
+		if policy := set[cleanupPolicy]; strings.Contains(policy, "compact") {
+			return fmt.Errorf("topic %s: its cleanup.policy is %s: it would drop a sequence's record of all epochs but the last: set it to delete, or take another --topic", topic, policy)
+		}
+		if s.AllowRetention {
+			continue
+		}
+		if ms := set[retentionMs]; ms != "-1" {
+			return fmt.Errorf("topic %s: its retention.ms is %s: records may go before a trainer reads them: set it to -1, or go on with --allow-retention", topic, ms)
+		}
+		if bytes, err := strconv.ParseInt(set[retentionBytes], 10, 64); err == nil && bytes >= 0 && bytes < s.TopicBytes {
+			return fmt.Errorf("topic %s: its retention.bytes is %d, and a partition may come to %d: records may go before a trainer reads them: set it to -1, or go on with --allow-retention", topic, bytes, s.TopicBytes)
+		}
+	}
+	return nil
+}
+
+// settings are those of every topic, by name.
+func (s *sink) settings(ctx context.Context) (map[string]map[string]string, error) {
 	var resources []kafka.DescribeConfigRequestResource
 	for _, topic := range s.topics() {
-		resources = append(resources, kafka.DescribeConfigRequestResource{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{name}})
+		resources = append(resources, kafka.DescribeConfigRequestResource{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic,
+			ConfigNames: []string{maxMessageBytes, retentionMs, retentionBytes, cleanupPolicy}})
 	}
-	limits := map[string]int{}
+	all := map[string]map[string]string{}
 	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
 		r, err := c.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
 		if err != nil {
@@ -324,48 +367,23 @@ func (s *sink) messageLimits(ctx context.Context) (map[string]int, error) {
 			if t.Error != nil {
 				return fmt.Errorf("topic %s: %w", t.ResourceName, t.Error)
 			}
+			all[t.ResourceName] = map[string]string{}
 			for _, e := range t.ConfigEntries {
-				if n, err := strconv.Atoi(e.ConfigValue); err == nil && e.ConfigName == name {
-					limits[t.ResourceName] = n
-				}
+				all[t.ResourceName][e.ConfigName] = e.ConfigValue
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	for _, topic := range s.topics() {
-		if limits[topic] == 0 {
-			return nil, fmt.Errorf("topic %s: the broker does not tell its %s", topic, name)
-		}
-	}
-	return limits, nil
+	return all, err
 }
 
-// bounds are a partition's first offset and the one after its last. They are
-// asked for in two calls, as brokers answer one question a partition.
+// bounds are a partition's first offset and the one after its last.
 func (s *sink) bounds(ctx context.Context, topic string, partition int) (first, end int64, err error) {
-	for _, q := range []kafka.OffsetRequest{kafka.FirstOffsetOf(partition), kafka.LastOffsetOf(partition)} {
-		err = s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
-			r, err := c.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: {q}}})
-			if err != nil {
-				return err
-			}
-			for _, a := range r.Topics[topic] {
-				if a.Error != nil {
-					return a.Error
-				}
-				first, end = max(first, a.FirstOffset), max(end, a.LastOffset)
-				return nil
-			}
-			return kafka.UnknownTopicOrPartition
-		})
-		if err != nil {
-			return 0, 0, fmt.Errorf("topic %s: partition %d: %w", topic, partition, err)
-		}
+	all, err := s.allBounds(ctx, topic, []int{partition})
+	if err != nil {
+		return 0, 0, fmt.Errorf("%w (partition %d)", err, partition)
 	}
-	return first, end, nil
+	return all[partition][0], all[partition][1], nil
 }
 
 // at reads the record at an offset.
@@ -443,41 +461,9 @@ func (s *sink) send(ctx context.Context, topic string, partition int, values, ke
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case bounded.Err() != nil:
-		return fmt.Errorf("broker %s: not written within %v: %w", strings.Join(s.Brokers, ","), s.Patience, err)
+		return fmt.Errorf("broker %s: not written within %v (--broker-timeout): %w", strings.Join(s.Brokers, ","), s.Patience, err)
 	}
 	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), err)
-}
-
-// lag is how many records of a topic's partitions the trainer has not yet
-// said to have read.
-func (s *sink) lag(ctx context.Context, topic string, partitions []int) (int64, error) {
-	read := map[int]int64{}
-	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
-		clear(read)
-		r, err := c.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic), Topics: map[string][]int{topic: partitions}})
-		if err != nil {
-			return err
-		}
-		for _, p := range r.Topics[topic] {
-			read[p.Partition] = max(0, p.CommittedOffset)
-		}
-		if errors.Is(r.Error, kafka.GroupIdNotFound) { // no trainer has told anything yet
-			return nil
-		}
-		return r.Error
-	})
-	if err != nil {
-		return 0, fmt.Errorf("topic %s: %w", topic, err)
-	}
-	var lag int64
-	for _, p := range partitions {
-		first, end, err := s.bounds(ctx, topic, p)
-		if err != nil {
-			return 0, err
-		}
-		lag += max(0, end-max(first, read[p]))
-	}
-	return lag, nil
 }
 
 // Validate says what of a sink cannot be.
@@ -498,7 +484,7 @@ func (s Sink) Validate() error {
 		return fmt.Errorf("--layers %v: want each layer once, ascending", s.Layers)
 	}
 	if s.Patience <= 0 {
-		return fmt.Errorf("--patience is %v", s.Patience)
+		return fmt.Errorf("--broker-timeout is %v", s.Patience)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/apache/beam/sdks/v2/go/pkg/beam"
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/register"
@@ -28,9 +27,9 @@ type Lesson struct {
 	Precision gpu.Precision
 	Batch     int // sequences that go through it at once
 	Sink      Sink
-	// MaxLag holds the teacher back while the trainer's published progress is
-	// this many bytes behind on the layer that it has read furthest. 0: never.
-	MaxLag int64
+	// MaxLead holds the teacher back so that no more than so many bytes are in
+	// the topics that the slowest trainer has not read. 0: never.
+	MaxLead int64
 	// Workers is how many teachers run side by side. Worker w has the
 	// partitions p with p mod Workers = w.
 	Workers int
@@ -80,6 +79,8 @@ type teacher struct {
 	// done is where each topic's partition goes on: the first place in the
 	// canonical order, counted across epochs, that it may lack.
 	done map[lane]int64
+	// room is how many bytes may be sent before the lead is measured again.
+	room int64
 }
 
 // lane is a partition of a layer's topic. Records of a lane are written one
@@ -248,7 +249,7 @@ func (t *teacher) teach(ctx context.Context, task *Task) error {
 		if len(rows) == 0 {
 			return ctx.Err()
 		}
-		if err := t.wait(ctx); err != nil {
+		if err := t.wait(ctx, task); err != nil {
 			return err
 		}
 		b, layers, hidden, err := t.compute(ctx, rows)
@@ -419,33 +420,4 @@ func (t *teacher) sendLane(ctx context.Context, l lane, rows []pupil, b gpu.Batc
 		values, keys = append(values, value), append(keys, activation.Key(x.id))
 	}
 	return t.sink.write(ctx, activation.Topic(t.Sink.Run, l.layer), l.partition, values, keys)
-}
-
-// wait returns once the trainer is close enough behind. The layer that it has
-// read furthest counts: a progressive trainer reads one layer to its end
-// before it begins the next.
-func (t *teacher) wait(ctx context.Context) error {
-	if t.MaxLag == 0 {
-		return nil
-	}
-	for {
-		least := int64(-1)
-		for _, topic := range t.Sink.topics() {
-			n, err := t.sink.lag(ctx, topic, t.partitions)
-			if err != nil {
-				return err
-			}
-			if least < 0 || n < least {
-				least = n
-			}
-		}
-		if least*int64(t.Sink.recordBytes()) < t.MaxLag {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
 }

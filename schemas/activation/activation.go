@@ -207,10 +207,11 @@ func Topic(run string, layer int) string {
 // headers reason, topic, partition and offset.
 func RejectedTopic(topic string) string { return topic + ".rejected" }
 
-// ProgressGroup is the consumer group under which the trainer of a topic tells
-// how far it is. Producers that wait for it, and tools that show lag, read it;
-// a trainer goes on from its checkpoint alone.
-func ProgressGroup(topic string) string { return topic + ".trainer" }
+// ProgressGroup is the consumer group under which a trainer tells how far it
+// has read a topic. Producers that wait for trainers, and tools that show lag,
+// read it; a trainer goes on from its checkpoint alone, and deletes the group
+// when it has read all that it wants of the topic.
+func ProgressGroup(topic, trainer string) string { return topic + ".trainer." + trainer }
 
 var runName = regexp.MustCompile(`^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,199}$`)
 

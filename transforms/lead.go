@@ -1,0 +1,208 @@
+package transforms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/scavenge/scavenge/schemas/activation"
+)
+
+// follower is a trainer that has told what it has read of the sink's topics.
+type follower struct {
+	name   string
+	topics []string
+}
+
+// followers lists the trainers that are registered on the sink's topics.
+func (s *sink) followers(ctx context.Context) ([]follower, error) {
+	var groups []kafka.ListGroupsResponseGroup
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		r, err := c.ListGroups(ctx, &kafka.ListGroupsRequest{})
+		if err != nil {
+			return err
+		}
+		groups = r.Groups
+		return r.Error
+	})
+	if err != nil {
+		return nil, err
+	}
+	var list []follower
+	at := map[string]int{}
+	for _, topic := range s.topics() {
+		for _, g := range groups {
+			name, ok := strings.CutPrefix(g.GroupID, activation.ProgressGroup(topic, ""))
+			if !ok || name == "" {
+				continue
+			}
+			if _, known := at[name]; !known {
+				at[name] = len(list)
+				list = append(list, follower{name: name})
+			}
+			list[at[name]].topics = append(list[at[name]].topics, topic)
+		}
+	}
+	return list, nil
+}
+
+// lead is how many records of the partitions the slowest trainer has not read
+// yet, over all topics that it is registered on, and its name. With no trainer
+// registered it is all records, and no name.
+func (s *sink) lead(ctx context.Context, partitions []int) (records int64, name string, err error) {
+	list, err := s.followers(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	if len(list) == 0 {
+		list = []follower{{topics: s.topics()}}
+	}
+	limits := map[string]map[int][2]int64{}
+	for _, f := range list {
+		var lag int64
+		for _, topic := range f.topics {
+			if limits[topic] == nil {
+				if limits[topic], err = s.allBounds(ctx, topic, partitions); err != nil {
+					return 0, "", err
+				}
+			}
+			read := map[int]int64{}
+			if f.name != "" {
+				if read, err = s.read(ctx, topic, f.name, partitions); err != nil {
+					return 0, "", err
+				}
+			}
+			for p, b := range limits[topic] {
+				lag += max(0, b[1]-max(b[0], read[p]))
+			}
+		}
+		if lag >= records {
+			records, name = lag, f.name
+		}
+	}
+	return records, name, nil
+}
+
+// read is how far a trainer has told to have read each partition.
+func (s *sink) read(ctx context.Context, topic, trainer string, partitions []int) (map[int]int64, error) {
+	read := map[int]int64{}
+	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		clear(read)
+		r, err := c.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic, trainer), Topics: map[string][]int{topic: partitions}})
+		if err != nil {
+			return err
+		}
+		for _, p := range r.Topics[topic] {
+			read[p.Partition] = max(0, p.CommittedOffset)
+		}
+		if errors.Is(r.Error, kafka.GroupIdNotFound) { // it has just ended
+			return nil
+		}
+		return r.Error
+	})
+	if err != nil {
+		return nil, fmt.Errorf("topic %s: %w", topic, err)
+	}
+	return read, nil
+}
+
+// allBounds are the first offset and the one after the last of partitions.
+// They are asked for in two calls: brokers answer one question a partition.
+func (s *sink) allBounds(ctx context.Context, topic string, partitions []int) (map[int][2]int64, error) {
+	bounds := map[int][2]int64{}
+	for i, question := range []func(int) kafka.OffsetRequest{kafka.FirstOffsetOf, kafka.LastOffsetOf} {
+		var asked []kafka.OffsetRequest
+		for _, p := range partitions {
+			asked = append(asked, question(p))
+		}
+		err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+			r, err := c.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: asked}})
+			if err != nil {
+				return err
+			}
+			answers := r.Topics[topic]
+			if len(answers) != len(partitions) {
+				return kafka.UnknownTopicOrPartition
+			}
+			for _, a := range answers {
+				if a.Error != nil {
+					return a.Error
+				}
+				b := bounds[a.Partition]
+				b[i] = []int64{a.FirstOffset, a.LastOffset}[i]
+				bounds[a.Partition] = b
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("topic %s: %w", topic, err)
+		}
+	}
+	return bounds, nil
+}
+
+// batchSize is what a batch of all layers takes on the wire at most, bytes.
+func (l Lesson) batchSize() int64 {
+	return int64(l.Batch) * int64(l.Sink.recordBytes()) * int64(len(l.Sink.Layers))
+}
+
+// CheckLead says what of MaxLead cannot be: each worker has one batch on its
+// way while it makes the next.
+func (l Lesson) CheckLead() error {
+	if least := 2 * int64(l.Workers) * l.batchSize(); l.MaxLead > 0 && l.MaxLead < least {
+		return fmt.Errorf("--max-lead %d: want at least %d: %d worker(s) each have two batches of %d sequences × %d layers on their way", l.MaxLead, least, l.Workers, l.Batch, len(l.Sink.Layers))
+	}
+	return nil
+}
+
+const (
+	// leadEvery is how often the lead is measured while the teacher waits.
+	leadEvery = 100 * time.Millisecond
+	// leadNotice is how long it waits before it says so.
+	leadNotice = 5 * time.Second
+)
+
+// wait returns once the slowest trainer is close enough behind for another
+// batch. What was measured holds until as much has been sent, as trainers only
+// come closer.
+func (t *teacher) wait(ctx context.Context, task *Task) error {
+	if t.MaxLead == 0 {
+		return nil
+	}
+	size := t.batchSize()
+	if t.room >= size {
+		t.room -= size
+		return nil
+	}
+	for began, told := time.Now(), false; ; {
+		records, name, err := t.sink.lead(ctx, t.partitions)
+		if err != nil {
+			return err
+		}
+		lead := records * int64(t.Sink.recordBytes())
+		// the batch before this one may be on its way, not in the topic yet
+		if t.room = t.MaxLead/int64(t.Workers) - lead - size; t.room >= size {
+			t.room -= size
+			return nil
+		}
+		if !told && time.Since(began) > leadNotice {
+			told = true
+			if name == "" {
+				task.Say(fmt.Sprintf("waiting: %d bytes are sent and no trainer reads them yet (--max-lead %d)", lead, t.MaxLead))
+			} else {
+				task.Say(fmt.Sprintf("waiting: trainer %s is %d bytes behind (--max-lead %d); if it is gone for good, delete its consumer groups *%s", name, lead, t.MaxLead, activation.ProgressGroup("", name)))
+			}
+		}
+		timer := time.NewTimer(leadEvery)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
