@@ -32,6 +32,11 @@ import (
 const (
 	DefaultTeachBatch = 8
 	DefaultPatience   = time.Minute
+	// DefaultTrainerTimeout is longer than a trainer takes to be started again,
+	// and shorter than other trainers wait for a record.
+	DefaultTrainerTimeout = time.Minute
+	// trainersTell is twice as long as a living trainer is silent at most.
+	trainersTell      = 10 * time.Second
 	DefaultBrokerData = "runs/broker"
 )
 
@@ -60,6 +65,7 @@ type TeachOptions struct {
 	MaxLead        int64  // bytes that the slowest trainer may be behind before the teacher waits; 0: any
 	AllowRetention bool   // topics may delete records before they are read
 	Patience       time.Duration
+	TrainerTimeout time.Duration // how long a trainer may be silent before MaxLead does without it; 0: a minute
 	Runner         Runner
 	Stage          string    // name of the progress bar
 	Log            io.Writer // what is said in words goes here; nil: stderr
@@ -88,6 +94,7 @@ func (o *TeachOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.DType, "dtype", "float16", "`type` of the values sent: float32, float16, bfloat16 or int8")
 	f.Int64Var(&o.Seed, "seed", 0, "`seed` of the order of the sequences: the trainer's has to be the same")
 	f.Int64Var(&o.MaxLead, "max-lead", 0, "keep at most this many `bytes` in the topics that the slowest trainer has not read; 0 never waits")
+	f.DurationVar(&o.TrainerTimeout, "trainer-timeout", DefaultTrainerTimeout, "how `long` a trainer may be silent before --max-lead does without it")
 	f.BoolVar(&o.AllowRetention, "allow-retention", false, "send to topics that may delete records before they are read")
 	f.DurationVar(&o.Patience, "broker-timeout", DefaultPatience, "how `long` a broker may be away before the command fails")
 	o.Runner.Flags(f)
@@ -136,6 +143,9 @@ func (o *TeachOptions) setDefaults() {
 	if o.Patience == 0 {
 		o.Patience = DefaultPatience
 	}
+	if o.TrainerTimeout == 0 {
+		o.TrainerTimeout = DefaultTrainerTimeout
+	}
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}
@@ -162,6 +172,8 @@ func (o TeachOptions) Validate() error {
 		return fmt.Errorf("--partitions %d: want at least 1", o.Partitions)
 	case o.Batch < 0:
 		return fmt.Errorf("--batch %d: want at least 1", o.Batch)
+	case o.TrainerTimeout != 0 && o.TrainerTimeout < trainersTell:
+		return fmt.Errorf("--trainer-timeout %v: want at least %v: trainers tell how far they are every few seconds", o.TrainerTimeout, trainersTell)
 	case o.MaxLead < 0:
 		return fmt.Errorf("--max-lead %d: want a number of bytes, or 0", o.MaxLead)
 	}
@@ -219,7 +231,7 @@ func Teach(ctx context.Context, o TeachOptions) error {
 	if err := lesson.CheckLead(); err != nil {
 		return err
 	}
-	if err := lesson.Sink.Prepare(ctx); err != nil {
+	if err := lesson.Sink.Prepare(ctx, o.Runner.notice); err != nil {
 		if ctx.Err() != nil {
 			return ErrInterrupted
 		}
@@ -272,7 +284,7 @@ func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
 		return l, fmt.Errorf("token set %s: its %s split is empty", o.Dataset, tokenset.Train)
 	}
 	m := set.Manifest
-	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLead: o.MaxLead, Workers: o.Workers,
+	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLead: o.MaxLead, TrainerTimeout: o.TrainerTimeout, Workers: o.Workers,
 		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: o.Layers, Partitions: o.Partitions, Length: m.SeqLen, Patience: o.Patience, AllowRetention: o.AllowRetention}}
 	if l.Sequences == 0 {
 		l.Sequences = o.Epochs * set.Rows(tokenset.Train)

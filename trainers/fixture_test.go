@@ -87,12 +87,16 @@ type wrappedModel struct {
 // register makes the engine a device and returns the device's name.
 func (w *wrapped) register(t testing.TB) string {
 	name := "test-" + t.Name()
+	w.registerAs(name)
+	return name
+}
+
+func (w *wrapped) registerAs(name string) {
 	gpu.Register(name, func(string) (gpu.Engine, error) {
 		e, err := gpu.Open("cpu")
 		w.Engine = e
 		return w, err
 	})
-	return name
 }
 
 func (w *wrapped) Open(m *checkpoint.Model, o gpu.Options) (gpu.Model, error) {

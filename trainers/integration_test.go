@@ -17,4 +17,5 @@ func init() {
 		panic("SCAVENGE_KAFKA is not set: host:port of a Kafka broker")
 	}
 	external.Brokers = []string{addr}
+	slow = true
 }

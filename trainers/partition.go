@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -174,8 +175,9 @@ type broker struct {
 	addresses []string
 	client    *kafka.Client
 	transport *kafka.Transport // with the login
-	patience  time.Duration    // how long it may be away
-	notice    func(string)     // may be nil
+	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	patience  time.Duration // how long it may be away
+	notice    func(string)  // may be nil
 
 	mu     sync.Mutex
 	away   bool // people know it
@@ -186,13 +188,16 @@ type broker struct {
 // defaultPatience is longer than a cluster takes to restart or to fail over.
 const defaultPatience = 10 * time.Minute
 
+// dialBroker opens the connections of all brokers; tests make it fail.
+var dialBroker = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+
 func newBroker(a cluster.Access) (*broker, error) {
-	t := &kafka.Transport{DialTimeout: 5 * time.Second, ClientID: "scavenge-trainer"}
+	t := &kafka.Transport{Dial: dialBroker, DialTimeout: 5 * time.Second, ClientID: "scavenge-trainer"}
 	var err error
 	if t.TLS, t.SASL, err = a.Login(); err != nil {
 		return nil, err
 	}
-	return &broker{addresses: a.Brokers, transport: t, conns: map[net.Conn]bool{}, patience: defaultPatience,
+	return &broker{addresses: a.Brokers, transport: t, dial: dialBroker, conns: map[net.Conn]bool{}, patience: defaultPatience,
 		client: &kafka.Client{Addr: kafka.TCP(a.Brokers...), Timeout: 10 * time.Second, Transport: t}}, nil
 }
 
@@ -221,7 +226,7 @@ func (b *broker) isBack(since time.Time) {
 func (b *broker) dialer() *kafka.Dialer {
 	return &kafka.Dialer{ClientID: "scavenge-trainer", Timeout: 10 * time.Second, DualStack: true, TLS: b.transport.TLS, SASLMechanism: b.transport.SASL,
 		DialFunc: func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			c, err := b.dial(ctx, network, address)
 			if err != nil {
 				return nil, err
 			}
@@ -324,11 +329,12 @@ func (b *broker) at(ctx context.Context, topic string, partition int, offset int
 
 // publish tells the broker how far a trainer has read, for tools that show lag
 // and producers that wait for it. The trainer itself never reads it.
-func (b *broker) publish(ctx context.Context, trainer string, offsets map[string]map[int]int64) {
+// beat is a number that changes with each call, which tells that it lives.
+func (b *broker) publish(ctx context.Context, trainer string, beat int64, offsets map[string]map[int]int64) {
 	for topic, list := range offsets {
 		var commits []kafka.OffsetCommit
 		for number, offset := range list {
-			commits = append(commits, kafka.OffsetCommit{Partition: number, Offset: offset})
+			commits = append(commits, kafka.OffsetCommit{Partition: number, Offset: offset, Metadata: strconv.FormatInt(beat, 10)})
 		}
 		// best effort: training does not depend on it
 		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic, trainer), GenerationID: -1,
@@ -336,9 +342,10 @@ func (b *broker) publish(ctx context.Context, trainer string, offsets map[string
 	}
 }
 
-// forget takes back what publish told: no producer need wait for this trainer.
-func (b *broker) forget(ctx context.Context, trainer string, topics []string) {
-	for _, topic := range topics { // one by one, as groups may have different coordinators
-		_, _ = b.client.DeleteGroups(ctx, &kafka.DeleteGroupsRequest{GroupIDs: []string{activation.ProgressGroup(topic, trainer)}})
-	}
+// forget takes back what publish told of a topic: no producer need wait for
+// this trainer there. It tells whether the broker has done so.
+func (b *broker) forget(ctx context.Context, trainer, topic string) bool {
+	group := activation.ProgressGroup(topic, trainer)
+	r, err := b.client.DeleteGroups(ctx, &kafka.DeleteGroupsRequest{GroupIDs: []string{group}})
+	return err == nil && (r.Errors[group] == nil || errors.Is(r.Errors[group], kafka.GroupIdNotFound))
 }

@@ -164,6 +164,9 @@ func (k *kept) fits(r *activation.Record) error {
 	return nil
 }
 
+// full tells whether the whole epoch is there.
+func (k *kept) full() bool { return int64(len(k.entries)) == k.stream.order.length }
+
 func (k *kept) clear() {}
 
 func (k *kept) close(whole bool) error { return k.cache.close(whole) }

@@ -59,6 +59,7 @@ type topic struct {
 	partitions []*partition
 	cursors    []*cursor // of the partitions
 	shelf      shelf
+	sated      atomic.Bool // nothing more is wanted of it
 	// window is where each partition's part of the present window begins.
 	window map[int]int64
 }
@@ -71,6 +72,8 @@ type shelf interface {
 	// one, and the message that it came in; a wanted one will not be asked for
 	// again in this epoch.
 	put(id int64, r *activation.Record, m kafka.Message, wanted bool) error
+	// full tells that the topic need not be read any more.
+	full() bool
 	// clear tells that a window begins: what came before will not be wanted
 	// in this epoch.
 	clear()
@@ -94,12 +97,13 @@ func (m memory) put(id int64, r *activation.Record, _ kafka.Message, wanted bool
 	return nil
 }
 
+func (m memory) full() bool       { return false }
 func (m memory) clear()           { clear(m) }
 func (m memory) close(bool) error { return nil }
 
 // NewStreamSource opens the topics of a stream and reads ahead. It waits up to
-// s.Stall for topics that are not there yet, but not for a broker: that has to
-// answer at the start.
+// s.Stall for topics that are not there yet, and up to s.BrokerTimeout for the
+// brokers.
 func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 	return newStream(ctx, s, p, func(src *stream, t *topic, _ int) error {
 		t.shelf = memory{}
@@ -197,35 +201,62 @@ func (s *stream) notice(format string, args ...any) {
 }
 
 // await is the number of a topic's partitions, once it is there.
-func (s *stream) await(ctx context.Context, name string) (int, error) {
+func (s *stream) await(ctx context.Context, name string) (n int, err error) {
 	for began, tries := time.Now(), 0; ; tries++ {
-		n, err := s.broker.partitions(ctx, name)
-		switch {
-		case err == nil && n > 0:
-			return n, nil
-		case ctx.Err() != nil:
-			return 0, ctx.Err()
-		case err != nil && tries >= 3:
-			return 0, fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), cluster.Explain(err))
-		case time.Since(began) > s.Stall:
+		if err := s.persist(ctx, func(ctx context.Context) error {
+			n, err = s.broker.partitions(ctx, name)
+			return err
+		}); err != nil || n > 0 {
+			return n, err
+		}
+		if time.Since(began) > s.Stall {
 			return 0, fmt.Errorf("topic %s: not there after %v: has the producer (pipelines/teach --topic %s) been started?", name, s.Stall, s.Topic)
-		case err == nil && tries == 0:
+		}
+		if tries == 0 {
 			s.notice("waiting up to %v for topic %s", s.Stall, name)
 		}
 		sleep(ctx, min(500*time.Millisecond, s.Stall/4))
 	}
 }
 
-// settled are a partition's bounds once it has a leader: a new topic has none
+// settled are a partition's bounds, once it has a leader: a new topic has none
 // for a moment.
 func (s *stream) settled(ctx context.Context, p *partition) (first, end int64, err error) {
-	for began := time.Now(); ; {
+	err = s.persist(ctx, func(ctx context.Context) error {
 		first, end, err = s.broker.bounds(ctx, p.topic, p.number)
-		var k kafka.Error
-		if err == nil || !errors.As(err, &k) || !k.Temporary() || time.Since(began) > s.Stall {
-			return first, end, err
+		return err
+	})
+	return first, end, err
+}
+
+// persist asks the broker something until it answers, for as long as it may be
+// away.
+func (s *stream) persist(ctx context.Context, ask func(ctx context.Context) error) error {
+	for away := (time.Time{}); ; {
+		bounded, cancel := context.WithTimeout(ctx, min(10*time.Second, s.broker.patience))
+		err := ask(bounded)
+		cancel()
+		switch {
+		case err == nil && !away.IsZero():
+			s.broker.isBack(away)
+			return nil
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case final(err) || cluster.Refused(err):
+			return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), cluster.Explain(err))
+		case !away.IsZero() && time.Since(away) >= s.broker.patience:
+			return fmt.Errorf("broker %s has been away for %v (--broker-timeout): %w", strings.Join(s.Brokers, ","), time.Since(away).Round(time.Second), cluster.Explain(err))
 		}
-		sleep(ctx, 50*time.Millisecond)
+		var passing kafka.Error
+		if away.IsZero() {
+			away = time.Now()
+			if !errors.As(err, &passing) { // it answers, but is not ready
+				s.broker.isAway(cluster.Explain(err).Error())
+			}
+		}
+		sleep(ctx, min(200*time.Millisecond, s.broker.patience/4))
 	}
 }
 
@@ -235,6 +266,11 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	if len(places) == 0 {
 		return nil, Position{}, io.EOF
 	}
+	defer func() {
+		for _, t := range s.topics {
+			t.sated.Store(s.order.left == 0 || t.shelf.full())
+		}
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rows := make([][]*activation.Record, len(s.topics))
@@ -333,30 +369,42 @@ func differ(a, b []int32) int {
 }
 
 const (
-	// progressEvery is how often progress is published.
+	// progressEvery is how often progress is published if there is any, and
+	// lifeEvery if there is none.
 	progressEvery = 250 * time.Millisecond
+	lifeEvery     = 5 * time.Second
 	// tellingTakes is how long the broker may take to hear it.
 	tellingTakes = time.Second
 )
 
 // tell publishes progress at once, until the source closes, and once more
 // then. It counts records as they are read: a producer that lets a trainer fall
-// only so far behind would otherwise wait for a batch that waits for it.
+// only so far behind would otherwise wait for a batch that waits for it. Once
+// all that is wanted of a topic has been read, the trainer is forgotten there.
 func (s *stream) tell() {
 	defer close(s.told)
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
-	for last, closing := (map[string]map[int]int64)(nil), false; s.Trainer != ""; {
+	var last map[string]map[int]int64
+	var at time.Time // of the last publishing
+	forgotten := map[string]bool{}
+	for closing := false; s.Trainer != ""; {
 		now := map[string]map[int]int64{}
+		ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
 		for _, t := range s.topics {
-			now[t.name] = t.offsets()
+			switch {
+			case forgotten[t.name]:
+			case t.sated.Load():
+				forgotten[t.name] = s.broker.forget(ctx, s.Trainer, t.name)
+			default:
+				now[t.name] = t.offsets()
+			}
 		}
-		if !reflect.DeepEqual(now, last) {
-			ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
-			s.broker.publish(ctx, s.Trainer, now)
-			cancel()
-			last = now
+		if len(now) > 0 && (!reflect.DeepEqual(now, last) || time.Since(at) > lifeEvery) {
+			s.broker.publish(ctx, s.Trainer, time.Now().UnixNano(), now)
+			last, at = now, time.Now()
 		}
+		cancel()
 		if closing {
 			return
 		}
@@ -375,17 +423,7 @@ func (s *stream) Close() error {
 	s.broker.hangUp()
 	err := s.ahead.Close()
 	at := s.ahead.position
-	whole := at.Epoch*s.order.length+at.Index == s.plan.Total
-	if whole && s.Trainer != "" {
-		var names []string
-		for _, t := range s.topics {
-			names = append(names, t.name)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
-		s.broker.forget(ctx, s.Trainer, names)
-		cancel()
-	}
-	return errors.Join(err, s.closeTopics(whole))
+	return errors.Join(err, s.closeTopics(at.Epoch*s.order.length+at.Index == s.plan.Total))
 }
 
 func (s *stream) closeTopics(whole bool) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,35 +51,48 @@ func (s *sink) followers(ctx context.Context) ([]follower, error) {
 	return list, nil
 }
 
+// heard is what a trainer told last, and when it was first seen so.
+type heard struct {
+	what string
+	at   time.Time
+}
+
 // lead is how many records of the partitions the slowest trainer has not read
 // yet, over all topics that it is registered on, and its name. With no trainer
-// registered it is all records, and no name.
-func (s *sink) lead(ctx context.Context, partitions []int) (records int64, name string, err error) {
-	list, err := s.followers(ctx)
+// registered it is all records, and no name. A trainer that has told nothing
+// new for TrainerTimeout is passed over: it was killed, and is not coming back.
+func (t *teacher) lead(ctx context.Context) (records int64, name string, err error) {
+	list, err := t.sink.followers(ctx)
 	if err != nil {
 		return 0, "", err
 	}
 	if len(list) == 0 {
-		list = []follower{{topics: s.topics()}}
+		list = []follower{{topics: t.sink.topics()}}
 	}
 	limits := map[string]map[int][2]int64{}
 	for _, f := range list {
 		var lag int64
+		what := ""
 		for _, topic := range f.topics {
 			if limits[topic] == nil {
-				if limits[topic], err = s.allBounds(ctx, topic, partitions); err != nil {
+				if limits[topic], err = t.sink.allBounds(ctx, topic, t.partitions); err != nil {
 					return 0, "", err
 				}
 			}
 			read := map[int]int64{}
 			if f.name != "" {
-				if read, err = s.read(ctx, topic, f.name, partitions); err != nil {
+				var words string
+				if read, words, err = t.sink.read(ctx, topic, f.name, t.partitions); err != nil {
 					return 0, "", err
 				}
+				what += words
 			}
 			for p, b := range limits[topic] {
 				lag += max(0, b[1]-max(b[0], read[p]))
 			}
+		}
+		if f.name != "" && t.silent(f.name, what) {
+			continue
 		}
 		if lag >= records {
 			records, name = lag, f.name
@@ -87,17 +101,34 @@ func (s *sink) lead(ctx context.Context, partitions []int) (records int64, name 
 	return records, name, nil
 }
 
-// read is how far a trainer has told to have read each partition.
-func (s *sink) read(ctx context.Context, topic, trainer string, partitions []int) (map[int]int64, error) {
-	read := map[int]int64{}
-	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
-		clear(read)
+// silent tells whether a trainer has told the same for too long. Only this
+// process's clock counts, and that cannot be set.
+func (t *teacher) silent(name, what string) bool {
+	if t.heard == nil {
+		t.heard = map[string]heard{}
+	}
+	last, known := t.heard[name]
+	if !known || last.what != what {
+		t.heard[name] = heard{what, time.Now()}
+		return false
+	}
+	return t.TrainerTimeout > 0 && time.Since(last.at) > t.TrainerTimeout
+}
+
+// read is how far a trainer has told to have read each partition, and all that
+// it told: beside the offsets a number that changes while it lives.
+func (s *sink) read(ctx context.Context, topic, trainer string, partitions []int) (read map[int]int64, words string, err error) {
+	err = s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
+		read, words = map[int]int64{}, ""
 		r, err := c.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: activation.ProgressGroup(topic, trainer), Topics: map[string][]int{topic: partitions}})
 		if err != nil {
 			return err
 		}
-		for _, p := range r.Topics[topic] {
+		list := r.Topics[topic]
+		slices.SortFunc(list, func(a, b kafka.OffsetFetchPartition) int { return a.Partition - b.Partition })
+		for _, p := range list {
 			read[p.Partition] = max(0, p.CommittedOffset)
+			words += fmt.Sprint(p.CommittedOffset, p.Metadata, ";")
 		}
 		if errors.Is(r.Error, kafka.GroupIdNotFound) { // it has just ended
 			return nil
@@ -105,9 +136,9 @@ func (s *sink) read(ctx context.Context, topic, trainer string, partitions []int
 		return r.Error
 	})
 	if err != nil {
-		return nil, fmt.Errorf("topic %s: %w", topic, err)
+		return nil, "", fmt.Errorf("topic %s: %w", topic, err)
 	}
-	return read, nil
+	return read, words, nil
 }
 
 // allBounds are the first offset and the one after the last of partitions.
@@ -179,7 +210,7 @@ func (t *teacher) wait(ctx context.Context, task *Task) error {
 		return nil
 	}
 	for began, told := time.Now(), false; ; {
-		records, name, err := t.sink.lead(ctx, t.partitions)
+		records, name, err := t.lead(ctx)
 		if err != nil {
 			return err
 		}
@@ -194,7 +225,7 @@ func (t *teacher) wait(ctx context.Context, task *Task) error {
 			if name == "" {
 				task.Say(fmt.Sprintf("waiting: %d bytes are sent and no trainer reads them yet (--max-lead %d)", lead, t.MaxLead))
 			} else {
-				task.Say(fmt.Sprintf("waiting: trainer %s is %d bytes behind (--max-lead %d); if it is gone for good, delete its consumer groups *%s", name, lead, t.MaxLead, activation.ProgressGroup("", name)))
+				task.Say(fmt.Sprintf("waiting: trainer %s is %d bytes behind (--max-lead %d); it is passed over when it is silent for %v (--trainer-timeout)", name, lead, t.MaxLead, t.TrainerTimeout))
 			}
 		}
 		timer := time.NewTimer(leadEvery)

@@ -2,6 +2,7 @@ package transforms
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -124,6 +125,50 @@ func TestTeacherWaitsForTheSlowestTrainer(t *testing.T) {
 	complete(t, l)
 }
 
+// A trainer that was killed and does not come back holds the teacher up for a
+// while only; one that reads nothing but lives on holds it up for as long.
+func TestTrainerThatIsSilentIsPassedOver(t *testing.T) {
+	l := lesson(t, broker(t), 1)
+	l.MaxLead, l.TrainerTimeout = int64(30*l.Sink.recordBytes()), 500*time.Millisecond
+	if err := l.Sink.Prepare(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	k := connected(t, l.Sink)
+	for _, topic := range k.topics() {
+		tell(t, k, topic, "fast", 1000)
+	}
+	tell(t, k, k.topics()[0], "killed", 0)
+	alive := make(chan struct{})
+	beats := make(chan struct{})
+	go func() {
+		defer close(beats)
+		for i := 0; ; i++ {
+			select {
+			case <-alive:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			c := k.current()
+			c.OffsetCommit(context.Background(), &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(k.topics()[0], "slow"), GenerationID: -1,
+				Topics: map[string][]kafka.OffsetCommit{k.topics()[0]: {{Partition: 0, Offset: 0, Metadata: fmt.Sprint(i)}}}})
+		}
+	}()
+	failed := make(chan error, 1)
+	go func() { _, err := give(t.Context(), l); failed <- err }()
+	select {
+	case err := <-failed:
+		t.Fatalf("it did not wait for the trainer that lives: %v", err)
+	case <-time.After(2 * time.Second):
+	}
+	close(alive)
+	<-beats
+	tell(t, k, k.topics()[0], "slow", 1000)
+	if err := <-failed; err != nil { // without the killed one
+		t.Fatal(err)
+	}
+	complete(t, l)
+}
+
 func TestLeadThatNoBatchFitsIsRefused(t *testing.T) {
 	l := lesson(t, "127.0.0.1:1", 2)
 	l.Workers = 2
@@ -162,11 +207,11 @@ func TestTopicsThatDoNotKeepTheirRecordsAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.Sink.AllowRetention = false
-		if err = l.Sink.Prepare(t.Context()); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), topic) || !strings.Contains(err.Error(), c.want)) {
+		if err = l.Sink.Prepare(t.Context(), nil); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), topic) || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 		l.Sink.AllowRetention = true
-		if err := l.Sink.Prepare(t.Context()); (err == nil) != (name != "compact") {
+		if err := l.Sink.Prepare(t.Context(), nil); (err == nil) != (name != "compact") {
 			t.Errorf("%s, allowed: %v", name, err)
 		}
 	}

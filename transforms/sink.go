@@ -42,7 +42,7 @@ type Sink struct {
 }
 
 const (
-	// answer is how long the broker may take for a question at the start.
+	// answer is how long the broker may take for a question.
 	answer = 10 * time.Second
 	// acknowledgement is how long the broker may take for one batch.
 	acknowledgement = 15 * time.Second
@@ -75,6 +75,7 @@ type sink struct {
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 	tls    *tls.Config
 	sasl   sasl.Mechanism
+	notice func(string) // told once that the broker does not answer; may be nil
 
 	mu     sync.Mutex
 	client *kafka.Client
@@ -118,9 +119,10 @@ func hangUp(c *kafka.Client) { c.Transport.(*kafka.Transport).CloseIdleConnectio
 func (s *sink) close() { hangUp(s.current()) }
 
 // Prepare makes the topics that are not there yet, and refuses those that are
-// with another number of partitions or too small a limit for the records.
-func (s Sink) Prepare(ctx context.Context) error {
-	k, err := s.open(ctx, true)
+// with another number of partitions or too small a limit for the records. It
+// tells notice, which may be nil, that it waits for a broker.
+func (s Sink) Prepare(ctx context.Context, notice func(string)) error {
+	k, err := s.open(ctx, true, notice)
 	if err == nil {
 		k.close()
 	}
@@ -128,7 +130,7 @@ func (s Sink) Prepare(ctx context.Context) error {
 }
 
 // open connects and checks the topics.
-func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
+func (s Sink) open(ctx context.Context, create bool, notice func(string)) (_ *sink, err error) {
 	k, err := s.connect()
 	if err != nil {
 		return nil, err
@@ -138,6 +140,7 @@ func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
 			k.close()
 		}
 	}()
+	k.notice = notice
 	there, err := k.partitions(ctx)
 	if err != nil {
 		return nil, err
@@ -165,13 +168,12 @@ func (s Sink) open(ctx context.Context, create bool) (_ *sink, err error) {
 	return k, nil
 }
 
-// ask asks the broker a question, again where the failure may pass, until it
-// has had its time.
+// ask asks the broker a question, again where the failure may pass, for as long
+// as the broker may be away.
 func (s *sink) ask(ctx context.Context, question func(ctx context.Context, c *kafka.Client) error) error {
-	limit := min(answer, s.Patience)
-	bounded, cancel := context.WithTimeout(ctx, limit)
+	bounded, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
-	err := s.retry(bounded, limit/3, question)
+	err := s.retry(bounded, min(answer, s.Patience/3), question)
 	if err == nil || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
@@ -199,6 +201,10 @@ func (s *sink) retry(ctx context.Context, attempt time.Duration, f func(ctx cont
 		}
 		if !errors.As(err, new(kafka.Error)) {
 			s.renew(c)
+			if s.notice != nil {
+				s.notice(fmt.Sprintf("broker %s does not answer (%v): trying again for up to %v", strings.Join(s.Brokers, ","), cluster.Explain(last), s.Patience))
+				s.notice = nil
+			}
 		}
 		timer := time.NewTimer(pause)
 		select {

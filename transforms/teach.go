@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/apache/beam/sdks/v2/go/pkg/beam"
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/register"
@@ -30,6 +31,9 @@ type Lesson struct {
 	// MaxLead holds the teacher back so that no more than so many bytes are in
 	// the topics that the slowest trainer has not read. 0: never.
 	MaxLead int64
+	// TrainerTimeout is how long a registered trainer may be silent before
+	// MaxLead does without it.
+	TrainerTimeout time.Duration
 	// Workers is how many teachers run side by side. Worker w has the
 	// partitions p with p mod Workers = w.
 	Workers int
@@ -81,6 +85,8 @@ type teacher struct {
 	done map[lane]int64
 	// room is how many bytes may be sent before the lead is measured again.
 	room int64
+	// heard is what each registered trainer told last, and when.
+	heard map[string]heard
 }
 
 // lane is a partition of a layer's topic. Records of a lane are written one
@@ -100,7 +106,7 @@ func (l Lesson) open(ctx context.Context, worker int) (_ *teacher, err error) {
 	if t.set, err = tokenset.Open(l.Dataset); err != nil {
 		return nil, err
 	}
-	if t.sink, err = l.Sink.open(ctx, false); err != nil {
+	if t.sink, err = l.Sink.open(ctx, false, nil); err != nil {
 		return nil, err
 	}
 	var m *checkpoint.Model

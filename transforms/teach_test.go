@@ -148,7 +148,7 @@ func lesson(t testing.TB, brokers string, partitions int) Lesson {
 
 // give runs a lesson to its end and returns how many sequences were computed.
 func give(ctx context.Context, l Lesson) (int64, error) {
-	if err := l.Sink.Prepare(ctx); err != nil {
+	if err := l.Sink.Prepare(ctx, nil); err != nil {
 		return 0, err
 	}
 	before := computed.Load()
@@ -410,7 +410,7 @@ func TestTooSmallATopicIsRefusedBeforeTheFirstRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Sink.Length, l.Sink.Dim = 1024, 512
-	err := l.Sink.Prepare(t.Context())
+	err := l.Sink.Prepare(t.Context(), nil)
 	if err == nil || !strings.Contains(err.Error(), "1048588") || !strings.Contains(err.Error(), fmt.Sprint(activation.MaxMessageBytes(1024, 512, dtype.Float16))) || !strings.Contains(err.Error(), topic) {
 		t.Errorf("%v, want the topic and both numbers", err)
 	}
@@ -426,7 +426,7 @@ func TestAbsentBrokerIsOneClearLineInTime(t *testing.T) {
 	begin := time.Now()
 	sink := lesson(t, addr, 1).Sink
 	sink.Patience = time.Second
-	err = sink.Prepare(t.Context())
+	err = sink.Prepare(t.Context(), nil)
 	if err == nil || !strings.Contains(err.Error(), addr) || !strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("error %v", err)
 	}
@@ -440,7 +440,7 @@ func TestAbsentBrokerIsOneClearLineInTime(t *testing.T) {
 func TestBrokenConnectionsLeaveNoGap(t *testing.T) {
 	addr := broker(t)
 	l := lesson(t, addr, 2)
-	if err := l.Sink.Prepare(t.Context()); err != nil {
+	if err := l.Sink.Prepare(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	k := connected(t, l.Sink)
@@ -502,10 +502,10 @@ func (m *mortal) Write(b []byte) (int, error) {
 func TestRecordsOverTheUsualLimitPass(t *testing.T) {
 	s := lesson(t, broker(t), 1).Sink
 	s.Length, s.Dim, s.Layers = 1024, 512, []int{0}
-	if err := s.Prepare(t.Context()); err != nil {
+	if err := s.Prepare(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	k, err := s.open(t.Context(), false)
+	k, err := s.open(t.Context(), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -549,8 +549,7 @@ func TestBrokerThatComesBackLosesNothing(t *testing.T) {
 	go func() { _, err := give(t.Context(), l); ended <- err }()
 	k := connected(t, l.Sink)
 	for {
-		n, _, err := k.lead(t.Context(), []int{0, 1})
-		if err == nil && n >= 24 { // of 30, and two batches of 6 in three layers do not fit any more
+		if total(t, k) >= 24 { // of 30, and two batches of 6 in three layers do not fit any more
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -581,7 +580,7 @@ func TestBrokerThatComesBackLosesNothing(t *testing.T) {
 	complete(t, l)
 
 	l.Sequences, l.MaxLead, l.Sink.Patience = 70, 0, 500*time.Millisecond
-	gone, err := l.Sink.open(t.Context(), false)
+	gone, err := l.Sink.open(t.Context(), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -597,10 +596,10 @@ func TestBrokerThatComesBackLosesNothing(t *testing.T) {
 func BenchmarkWrite(b *testing.B) {
 	s := lesson(b, broker(b), 1).Sink
 	s.Length, s.Dim, s.Layers = 1024, 512, []int{0}
-	if err := s.Prepare(b.Context()); err != nil {
+	if err := s.Prepare(b.Context(), nil); err != nil {
 		b.Fatal(err)
 	}
-	k, err := s.open(b.Context(), false)
+	k, err := s.open(b.Context(), false, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
@@ -209,6 +210,16 @@ func Explain(err error) error {
 		return fmt.Errorf("it hung up (%w): does it want --tls or --sasl, or another user or password?", err)
 	}
 	return err
+}
+
+// Refused tells whether an error is an answer about who the client or the
+// broker is, which trying again does not change.
+func Refused(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	var header tls.RecordHeaderError
+	var alert tls.AlertError
+	return errors.As(err, &certificate) || errors.As(err, &header) || errors.As(err, &alert) || errors.Is(err, kafka.SASLAuthenticationFailed) ||
+		errors.Is(err, kafka.UnsupportedSASLMechanism) || errors.Is(err, kafka.IllegalSASLState)
 }
 
 // Password is the first line of a file, or without one the environment's.

@@ -128,6 +128,9 @@ func TestLogin(t *testing.T) {
 					if c.want == nil && err != nil || c.want != nil && (err == nil || !slices.ContainsFunc(c.want, func(s string) bool { return strings.Contains(err.Error(), s) })) {
 						t.Errorf("%v, want one of %q", err, c.want)
 					}
+					if hungUp := err != nil && strings.Contains(err.Error(), "it hung up"); cluster.Refused(err) != (err != nil && !hungUp) {
+						t.Errorf("%v: refused is %v", err, cluster.Refused(err))
+					}
 				})
 			}
 		}
