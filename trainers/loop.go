@@ -132,6 +132,7 @@ func (l *loop) stage(ctx context.Context, g stage) (err error) {
 		if err := l.count(g, batch, source.Position(), step.Rate, result, time.Since(began)); err != nil {
 			return err
 		}
+		batch.Release()
 		if l.state.Step%l.every() == 0 {
 			if err := l.save(); err != nil {
 				return err

@@ -15,6 +15,17 @@ type Batch struct {
 	gpu.Batch
 	IDs     []int64      // sequence id of each row
 	Targets []gpu.Target // by ascending layer; none from a source of tokens
+
+	release func() // gives the targets' memory back to the source; may be nil
+}
+
+// Release tells the source that the batch is done with: its targets' memory is
+// used again. Batches that are not released are left to the garbage collector.
+func (b *Batch) Release() {
+	if b.release != nil {
+		b.release()
+	}
+	b.release, b.Targets = nil, nil
 }
 
 // Position is where a source goes on. The zero value is its beginning.

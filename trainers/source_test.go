@@ -52,7 +52,7 @@ func sameBatches(t testing.TB, what string, got, want []*Batch) {
 		t.Fatalf("%s: %d batches, want %d", what, len(got), len(want))
 	}
 	for i := range want {
-		if g, w := fmt.Sprint(*got[i]), fmt.Sprint(*want[i]); g != w {
+		if g, w := fmt.Sprint(got[i].Batch, got[i].IDs, got[i].Targets), fmt.Sprint(want[i].Batch, want[i].IDs, want[i].Targets); g != w {
 			t.Fatalf("%s: batch %d is\n%.300s\nwant\n%.300s", what, i, g, w)
 		}
 	}

@@ -591,31 +591,3 @@ func TestBrokerThatComesBackLosesNothing(t *testing.T) {
 		t.Errorf("a broker that stays away: %v", err)
 	}
 }
-
-// Records of 1 MiB, in batches of eight, to one partition.
-func BenchmarkWrite(b *testing.B) {
-	s := lesson(b, broker(b), 1).Sink
-	s.Length, s.Dim, s.Layers = 1024, 512, []int{0}
-	if err := s.Prepare(b.Context(), nil); err != nil {
-		b.Fatal(err)
-	}
-	k, err := s.open(b.Context(), false, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer k.close()
-	var values, keys [][]byte
-	for i := range int64(8) {
-		v, err := activation.Marshal(&activation.Record{SequenceID: i, Length: 1024, Dim: 512, Type: dtype.Float16, Tokens: make([]int32, 1024), Values: make([]byte, 1<<20)})
-		if err != nil {
-			b.Fatal(err)
-		}
-		values, keys = append(values, v), append(keys, activation.Key(i))
-	}
-	b.SetBytes(8 << 20)
-	for b.Loop() {
-		if err := k.write(b.Context(), activation.Topic(s.Run, 0), 0, values, keys); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
