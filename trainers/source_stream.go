@@ -5,17 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"reflect"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 
-	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
@@ -99,8 +94,10 @@ func (m memory) put(id int64, r *activation.Record, _ kafka.Message, wanted bool
 	return nil
 }
 
-func (m memory) full() bool       { return false }
-func (m memory) clear()           { clear(m) }
+func (m memory) full() bool { return false }
+
+func (m memory) clear() { clear(m) }
+
 func (m memory) close(bool) error { return nil }
 
 // NewStreamSource opens the topics of a stream and reads ahead. It waits up to
@@ -182,15 +179,6 @@ func (s *stream) open(ctx context.Context, t *topic, shelve func(*stream, *topic
 	return nil
 }
 
-// offsets are the next ones of the partitions.
-func (t *topic) offsets() map[int]int64 {
-	next := map[int]int64{}
-	for _, p := range t.partitions {
-		next[p.number] = p.next.Load()
-	}
-	return next
-}
-
 // recordBytes is about a record's size at its widest.
 func (s *stream) recordBytes() int {
 	return activation.MaxMessageBytes(s.plan.Length, s.Dim, dtype.Float32)
@@ -229,37 +217,6 @@ func (s *stream) settled(ctx context.Context, p *partition) (first, end int64, e
 		return err
 	})
 	return first, end, err
-}
-
-// persist asks the broker something until it answers, for as long as it may be
-// away.
-func (s *stream) persist(ctx context.Context, ask func(ctx context.Context) error) error {
-	for away := (time.Time{}); ; {
-		bounded, cancel := context.WithTimeout(ctx, min(10*time.Second, s.broker.patience))
-		err := ask(bounded)
-		cancel()
-		switch {
-		case err == nil && !away.IsZero():
-			s.broker.isBack(away)
-			return nil
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case final(err) || cluster.Refused(err):
-			return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), cluster.Explain(err))
-		case !away.IsZero() && time.Since(away) >= s.broker.patience:
-			return fmt.Errorf("broker %s has been away for %v (--broker-timeout): %w", strings.Join(s.Brokers, ","), time.Since(away).Round(time.Second), cluster.Explain(err))
-		}
-		var passing kafka.Error
-		if away.IsZero() {
-			away = time.Now()
-			if !errors.As(err, &passing) { // it answers, but is not ready
-				s.broker.isAway(cluster.Explain(err).Error())
-			}
-		}
-		sleep(ctx, min(200*time.Millisecond, s.broker.patience/4))
-	}
 }
 
 // produce reads the next batch, all layers side by side.
@@ -301,20 +258,6 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	return b, s.position(), nil
 }
 
-// position is the one behind the places taken so far.
-func (s *stream) position() Position {
-	at := Position{Epoch: s.order.epoch, Index: s.order.index, Offsets: map[string]map[int]int64{}}
-	whole := at.Index == s.order.window(at.Index) // a window ends here
-	for _, t := range s.topics {
-		if whole {
-			at.Offsets[t.name] = t.offsets()
-		} else {
-			at.Offsets[t.name] = maps.Clone(t.window)
-		}
-	}
-	return at
-}
-
 // firstCause prefers an error of its own to the cancellation that it caused.
 func firstCause(errs []error) error {
 	var found error
@@ -324,138 +267,6 @@ func firstCause(errs []error) error {
 		}
 	}
 	return found
-}
-
-// assemble copies records into one batch.
-func (s *stream) assemble(places []place, rows [][]*activation.Record) (*Batch, error) {
-	b := newBatch(places, s.plan.Length)
-	for i, t := range s.topics {
-		if t.layer == activation.Tokens { // alone, or before the layers
-			for _, r := range rows[i] {
-				b.Tokens = append(b.Tokens, r.Tokens...)
-			}
-			continue
-		}
-		target := gpu.Target{Layer: t.layer}
-		for row, r := range rows[i] {
-			if s.dtype == "" {
-				s.dtype = r.Type
-			}
-			if r.Type != s.dtype {
-				return nil, fmt.Errorf("topic %s: %v: the record's values are %s, those before it %s", t.name, places[row], r.Type, s.dtype)
-			}
-			if i == 0 {
-				b.Tokens = append(b.Tokens, r.Tokens...)
-			} else if k := differ(b.Tokens[row*s.plan.Length:], r.Tokens); k >= 0 {
-				return nil, fmt.Errorf("topic %s: %v: token %d is not that of layer %d", t.name, places[row], k, s.topics[0].layer)
-			}
-			if target.Values == nil {
-				target.Type, target.Values = r.Type, s.spare.take(len(rows[i])*len(r.Values))
-			}
-			target.Values = append(target.Values, r.Values...)
-			target.Scales = append(target.Scales, r.Scales...)
-		}
-		b.Targets = append(b.Targets, target)
-	}
-	if targets := b.Targets; len(targets) > 0 {
-		b.release = func() {
-			for _, t := range targets {
-				s.spare.give(t.Values)
-			}
-		}
-	}
-	return b, nil
-}
-
-// spares are buffers that were used. A batch's targets take tens of megabytes:
-// made anew each time, they would be cleared before they are overwritten.
-type spares struct {
-	mu   sync.Mutex
-	list [][]byte
-}
-
-// take is an empty buffer of some capacity.
-func (s *spares) take(size int) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, b := range s.list {
-		if cap(b) >= size {
-			s.list = slices.Delete(s.list, i, i+1)
-			return b[:0]
-		}
-	}
-	return make([]byte, 0, size)
-}
-
-// give keeps a buffer for take, up to so many as can be of use: those of the
-// batches that are read ahead.
-func (s *spares) give(b []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.list) < maxSpares {
-		s.list = append(s.list, b)
-	}
-}
-
-// maxSpares is enough for three batches of six layers.
-const maxSpares = 18
-
-// differ is the first index at which b is not a's beginning; −1 if it is.
-func differ(a, b []int32) int {
-	for i, v := range b {
-		if i >= len(a) || a[i] != v {
-			return i
-		}
-	}
-	return -1
-}
-
-const (
-	// progressEvery is how often progress is published if there is any, and
-	// lifeEvery if there is none.
-	progressEvery = 250 * time.Millisecond
-	lifeEvery     = 5 * time.Second
-	// tellingTakes is how long the broker may take to hear it.
-	tellingTakes = time.Second
-)
-
-// tell publishes progress at once, until the source closes, and once more
-// then. It counts records as they are read: a producer that lets a trainer fall
-// only so far behind would otherwise wait for a batch that waits for it. Once
-// all that is wanted of a topic has been read, the trainer is forgotten there.
-func (s *stream) tell() {
-	defer close(s.told)
-	tick := time.NewTicker(progressEvery)
-	defer tick.Stop()
-	var last map[string]map[int]int64
-	var at time.Time // of the last publishing
-	forgotten := map[string]bool{}
-	for closing := false; s.Trainer != ""; {
-		now := map[string]map[int]int64{}
-		ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
-		for _, t := range s.topics {
-			switch {
-			case forgotten[t.name]:
-			case t.sated.Load():
-				forgotten[t.name] = s.broker.forget(ctx, s.Trainer, t.name)
-			default:
-				now[t.name] = t.offsets()
-			}
-		}
-		if len(now) > 0 && (!reflect.DeepEqual(now, last) || time.Since(at) > lifeEvery) {
-			s.broker.publish(ctx, s.Trainer, time.Now().UnixNano(), now)
-			last, at = now, time.Now()
-		}
-		cancel()
-		if closing {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-s.ahead.stopped:
-			closing = true
-		}
-	}
 }
 
 // Close publishes the last progress and ends the readers.
