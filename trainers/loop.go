@@ -37,6 +37,7 @@ type loop struct {
 	state  checkpoint.Trainer // after the last step
 
 	metrics *report.Metrics
+	monitor *monitor
 	bar     *report.Bar
 	saved   int64 // step of the last checkpoint; −1: none
 	dir     string
@@ -76,6 +77,11 @@ func (l *loop) train(ctx context.Context, e gpu.Engine, f *folder, start *checkp
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.metrics.Close()) }()
+	if l.monitor, err = watch(l.Run.Metrics); err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, l.monitor.close()) }()
+	l.monitor.begin(l.state)
 	if !l.Quiet {
 		l.bar = report.NewBar(l.name(), l.state.Steps)
 		defer l.bar.Done()
@@ -113,13 +119,18 @@ func (l *loop) stage(ctx context.Context, g stage) (err error) {
 	if err != nil {
 		return l.interrupted(ctx, err)
 	}
-	defer func() { err = errors.Join(err, source.Close()) }()
+	l.monitor.reads(source)
+	defer func() {
+		l.monitor.reads(nil)
+		err = errors.Join(err, source.Close())
+	}()
 	for l.state.LayerStep < g.steps {
 		began := time.Now()
 		batch, err := source.Next(ctx)
 		if err != nil {
 			return l.interrupted(ctx, err)
 		}
+		waited := time.Since(began)
 		step := g.step(batch)
 		step.Rate = g.rate.At(l.state.LayerStep + 1)
 		result, err := l.model.Step(step)
@@ -132,6 +143,7 @@ func (l *loop) stage(ctx context.Context, g stage) (err error) {
 		if err := l.count(g, batch, source.Position(), step.Rate, result, time.Since(began)); err != nil {
 			return err
 		}
+		l.monitor.step(l.state, step.Rate, result, time.Since(began), waited)
 		batch.Release()
 		if l.state.Step%l.every() == 0 {
 			if err := l.save(); err != nil {

@@ -20,6 +20,9 @@ type partition struct {
 	topic  string
 	number int
 	next   atomic.Int64  // offset wanted, or fromBeginning before it is open
+	bytes  atomic.Int64  // of the messages read
+	read   atomic.Int64  // how many they are
+	end    atomic.Int64  // of the log, as of the last one
 	stall  time.Duration // longest wait for a message
 	broker *broker
 	reader *kafka.Reader // nil before it is open
@@ -87,6 +90,9 @@ func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, err
 				return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
 			}
 			p.next.Add(1)
+			p.read.Add(1)
+			p.bytes.Add(int64(len(m.Value)))
+			p.end.Store(m.HighWaterMark)
 			return m, nil
 		case ctx.Err() != nil:
 			return m, ctx.Err()

@@ -115,3 +115,19 @@ func (s *stream) tell() {
 		}
 	}
 }
+
+// Counts is what is known of the feed; it may be called at any time.
+func (s *stream) Counts() Counts {
+	c := Counts{Duplicates: s.duplicates.Load(), Rejected: s.rejected.Load()}
+	for _, t := range s.topics {
+		for _, p := range t.partitions {
+			c.Records += p.read.Load()
+			c.Bytes += p.bytes.Load()
+			c.LagRecords += max(0, p.end.Load()-p.next.Load())
+		}
+	}
+	if c.Records > 0 {
+		c.LagBytes = c.LagRecords * (c.Bytes / c.Records)
+	}
+	return c
+}

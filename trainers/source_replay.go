@@ -73,6 +73,9 @@ type replay struct {
 	unlock func() error
 }
 
+// Counts is the stream's.
+func (r *replay) Counts() Counts { return r.Source.(counting).Counts() }
+
 func (r *replay) Close() error { return errors.Join(r.Source.Close(), r.unlock()) }
 
 // kept is the shelf of a replaying source.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/scavenge/scavenge/gpu"
 )
@@ -40,6 +41,8 @@ type Run struct {
 
 	SaveEvery int64 // steps between checkpoints; 0: 500
 
+	Metrics string // host:port that serves /metrics and /healthz; "": none
+
 	Stage string // name of the run on the progress bar and in the metrics; "": the command's
 	Quiet bool   // no progress and no notices on standard error
 }
@@ -61,6 +64,8 @@ func (r Run) Validate() error {
 		return errors.New("how long to train is missing: give --steps or --epochs")
 	case r.Shuffle.Window < 0:
 		return fmt.Errorf("--shuffle-buffer %d: want a number of sequences", r.Shuffle.Window)
+	case r.Metrics != "" && !strings.Contains(r.Metrics, ":"):
+		return fmt.Errorf("--metrics %q: want host:port", r.Metrics)
 	case r.SaveEvery < 0:
 		return fmt.Errorf("--save-every %d: want a number of steps", r.SaveEvery)
 	}
