@@ -71,6 +71,7 @@ func (r *Run) Flags(f *flag.FlagSet, batch int) {
 	f.Int64Var(&r.Rate.Decay, "decay-steps", 0, "step at which --min-rate is reached (default the last; pre-training: 2000)")
 	f.Int64Var(&r.Rate.Warmup, "warmup", 0, "steps up to --rate (default 2.5% of the decay's; pre-training: 300)")
 	f.Int64Var(&r.SaveEvery, "save-every", 500, "steps between checkpoints")
+	f.StringVar(&r.Log, "log", LogText, "on standard error: text (notices and a progress bar) or json (log/slog's records, one a line)")
 	f.StringVar(&r.Metrics, "metrics", "", "serve /metrics, for Prometheus, and /healthz at this `host:port` (127.0.0.1:9464, for instance)")
 	f.BoolVar(&r.Quiet, "quiet", false, "show no progress")
 }

@@ -2,6 +2,7 @@ package trainers
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -37,6 +38,37 @@ func outputs(t *testing.T, args []string, flags func(*flag.FlagSet), run func(co
 		text[i] = string(b)
 	}
 	return code, text[0], text[1]
+}
+
+func TestLogAsJSONIsARecordALine(t *testing.T) {
+	tr := trainers(t, testSet(t, 8))[2]
+	dir := t.TempDir()
+	begin := func(r *Run) { r.Log, r.Quiet, r.SaveEvery = LogJSON, false, 2 }
+	w := &wrapped{before: func(n int64) error {
+		if n == 5 {
+			return errKilled
+		}
+		return nil
+	}}
+	_, _, _ = outputs(t, nil, func(*flag.FlagSet) {}, func(ctx context.Context) (fmt.Stringer, error) { return tr.train(ctx, w.register(t), dir, begin) })
+	code, _, errs := outputs(t, nil, func(*flag.FlagSet) {}, func(ctx context.Context) (fmt.Stringer, error) { return tr.train(ctx, "cpu", dir, begin) })
+	lines := strings.Split(strings.TrimSpace(errs), "\n")
+	if code != 0 || len(lines) != 3 { // going on, the first step after that, the last
+		t.Fatalf("status %d: %q", code, errs)
+	}
+	var last struct {
+		Level, Msg, Stage string
+		Step, Tokens      int64
+		Loss              float64
+	}
+	for _, line := range lines {
+		if err := json.Unmarshal([]byte(line), &last); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	if last.Level != "INFO" || last.Msg != "step" || last.Stage != "finetune" || last.Step != 6 || last.Tokens != 6*3*testLength || !(last.Loss > 0) {
+		t.Errorf("%+v", last)
+	}
 }
 
 func TestCommandTurnsErrorsIntoOneLineAndAnExitStatus(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -41,6 +43,7 @@ type loop struct {
 	bar     *report.Bar
 	saved   int64 // step of the last checkpoint; −1: none
 	dir     string
+	logged  time.Time // when a step was last logged as JSON
 }
 
 // train runs the stages from where the run's folder says, or from start where
@@ -82,7 +85,7 @@ func (l *loop) train(ctx context.Context, e gpu.Engine, f *folder, start *checkp
 	}
 	defer func() { err = errors.Join(err, l.monitor.close()) }()
 	l.monitor.begin(l.state)
-	if !l.Quiet {
+	if !l.Quiet && l.Log != LogJSON {
 		l.bar = report.NewBar(l.name(), l.state.Steps)
 		defer l.bar.Done()
 	}
@@ -164,6 +167,10 @@ func (l *loop) count(g stage, b *Batch, after Position, rate float64, r gpu.Resu
 	s.Seconds += took.Seconds()
 	s.Losses = append(s.Losses[max(0, len(s.Losses)+1-lossesKept):], r.Loss)
 	l.bar.Set(s.Step, s.Tokens, r.Loss)
+	if l.Log == LogJSON && !l.Quiet && (time.Since(l.logged) > logEvery || s.Step == s.Steps) {
+		l.logged = time.Now()
+		logger(os.Stderr).Info("step", "stage", l.name(), "layer", g.layer, "step", s.Step, "steps", s.Steps, "loss", r.Loss, "rate", rate, "norm", r.Norm, "tokens", s.Tokens, "seconds", s.Seconds)
+	}
 	return l.metrics.Append(report.Metric{Stage: l.name(), Layer: g.layer, Step: s.Step, Loss: r.Loss, Rate: rate, Norm: r.Norm, Tokens: s.Tokens, Seconds: s.Seconds})
 }
 
@@ -236,9 +243,18 @@ func (l *loop) lastGood() string {
 	return "the last good checkpoint is " + l.dir
 }
 
+// logEvery is how often a step is logged as JSON.
+const logEvery = 10 * time.Second
+
+func logger(w io.Writer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, nil)) }
+
 // say tells people what the run does, on standard error.
 func (r Run) say(format string, args ...any) {
-	if !r.Quiet {
+	switch {
+	case r.Quiet:
+	case r.Log == LogJSON:
+		logger(os.Stderr).Info(fmt.Sprintf(format, args...), "run", r.Dir)
+	default:
 		fmt.Fprintf(os.Stderr, format+"\n", args...)
 	}
 }

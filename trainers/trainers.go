@@ -41,11 +41,18 @@ type Run struct {
 
 	SaveEvery int64 // steps between checkpoints; 0: 500
 
+	Log     string // LogText or LogJSON, on standard error; "": text
 	Metrics string // host:port that serves /metrics and /healthz; "": none
 
 	Stage string // name of the run on the progress bar and in the metrics; "": the command's
 	Quiet bool   // no progress and no notices on standard error
 }
+
+// The forms of what a run says on standard error.
+const (
+	LogText = "text" // lines for people, and a progress bar
+	LogJSON = "json" // records of log/slog, one a line
+)
 
 // Validate says which option no run can have.
 func (r Run) Validate() error {
@@ -64,6 +71,8 @@ func (r Run) Validate() error {
 		return errors.New("how long to train is missing: give --steps or --epochs")
 	case r.Shuffle.Window < 0:
 		return fmt.Errorf("--shuffle-buffer %d: want a number of sequences", r.Shuffle.Window)
+	case r.Log != "" && r.Log != LogText && r.Log != LogJSON:
+		return fmt.Errorf("--log %q: want %s or %s", r.Log, LogText, LogJSON)
 	case r.Metrics != "" && !strings.Contains(r.Metrics, ":"):
 		return fmt.Errorf("--metrics %q: want host:port", r.Metrics)
 	case r.SaveEvery < 0:
