@@ -103,6 +103,10 @@ func (m memory) close(bool) error { return nil }
 // NewStreamSource opens the topics of a stream and reads ahead. It waits up to
 // s.Stall for topics that are not there yet, and up to s.BrokerTimeout for the
 // brokers.
+//
+// Memory does not depend on the topic's size: three batches (in training, ready,
+// in the making), the shuffle's window, and for each partition of each layer 8 MiB
+// of records read ahead, or eight records where these are larger.
 func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 	return newStream(ctx, s, p, func(src *stream, t *topic, _ int) error {
 		t.shelf = memory{}
