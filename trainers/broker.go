@@ -192,16 +192,24 @@ func (b *broker) at(ctx context.Context, topic string, partition int, offset int
 // publish tells the broker how far a trainer has read, for tools that show lag
 // and producers that wait for it. The trainer itself never reads it.
 // beat is a number that changes with each call, which tells that it lives.
-func (b *broker) publish(ctx context.Context, trainer string, beat int64, offsets map[string]map[int]int64) {
+// Training does not depend on whether the broker takes it, which it tells.
+func (b *broker) publish(ctx context.Context, trainer string, beat int64, offsets map[string]map[int]int64) (taken bool) {
+	taken = true
 	for topic, list := range offsets {
 		var commits []kafka.OffsetCommit
 		for number, offset := range list {
 			commits = append(commits, kafka.OffsetCommit{Partition: number, Offset: offset, Metadata: strconv.FormatInt(beat, 10)})
 		}
-		// best effort: training does not depend on it
-		_, _ = b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic, trainer), GenerationID: -1,
+		r, err := b.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic, trainer), GenerationID: -1,
 			Topics: map[string][]kafka.OffsetCommit{topic: commits}})
+		if err != nil {
+			return false
+		}
+		for _, p := range r.Topics[topic] { // a coordinator may be loading
+			taken = taken && p.Error == nil
+		}
 	}
+	return taken
 }
 
 // forget takes back what publish told of a topic: no producer need wait for

@@ -101,8 +101,9 @@ func (s *stream) tell() {
 			}
 		}
 		if len(now) > 0 && (!reflect.DeepEqual(now, last) || time.Since(at) > lifeEvery) {
-			s.broker.publish(ctx, s.Trainer, time.Now().UnixNano(), now)
-			last, at = now, time.Now()
+			if s.broker.publish(ctx, s.Trainer, time.Now().UnixNano(), now) {
+				last, at = now, time.Now()
+			}
 		}
 		cancel()
 		if closing {

@@ -21,8 +21,16 @@ func tell(t *testing.T, k *sink, topic, trainer string, offsets ...int64) {
 		all = append(all, kafka.OffsetCommit{Partition: p, Offset: offset})
 	}
 	if err := k.ask(t.Context(), func(ctx context.Context, c *kafka.Client) error {
-		_, err := c.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic, trainer), GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{topic: all}})
-		return err
+		r, err := c.OffsetCommit(ctx, &kafka.OffsetCommitRequest{GroupID: activation.ProgressGroup(topic, trainer), GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{topic: all}})
+		if err != nil {
+			return err
+		}
+		for _, p := range r.Topics[topic] {
+			if p.Error != nil { // the groups' coordinator may be loading
+				return p.Error
+			}
+		}
+		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -217,8 +217,8 @@ func Explain(err error) error {
 func Refused(err error) bool {
 	var certificate *tls.CertificateVerificationError
 	var header tls.RecordHeaderError
-	var alert tls.AlertError
-	return errors.As(err, &certificate) || errors.As(err, &header) || errors.As(err, &alert) || errors.Is(err, kafka.SASLAuthenticationFailed) ||
+	var told *net.OpError // the broker's own word, in TLS
+	return errors.As(err, &certificate) || errors.As(err, &header) || errors.As(err, &told) && told.Op == "remote error" || errors.Is(err, kafka.SASLAuthenticationFailed) ||
 		errors.Is(err, kafka.UnsupportedSASLMechanism) || errors.Is(err, kafka.IllegalSASLState)
 }
 
