@@ -128,7 +128,8 @@ func TestALargeDocumentRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := c.options("set")
-	o.Inputs, o.SeqLen, o.Validation, o.ShardBytes = []string{c.put(t, "large.jsonl", string(line))}, 1024, 0, 1<<22
+	o.Inputs, o.SeqLen, o.Validation, o.ShardTokens = []string{c.put(t, "large.jsonl", string(line))}, 1024, 0, 1<<22
+	o.GroupBytes = 0
 	set := tokenize(t, o)
 	if n := set.Manifest.Splits[tokenset.Train].Tokens; n < 4_000_000 {
 		t.Errorf("%d tokens of a million sentences", n)

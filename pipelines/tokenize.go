@@ -2,8 +2,10 @@ package pipelines
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math"
@@ -21,92 +23,16 @@ import (
 	"github.com/scavenge/scavenge/transforms"
 )
 
-// Defaults of TokenizeOptions.
-const (
-	DefaultSeqLen     = 1024
-	DefaultValidation = 0.001
-	DefaultShardBytes = 64 << 20
-)
-
-// TokenizeOptions says what Tokenize makes of what. Zero values of SeqLen,
-// Sample and ShardBytes stand for their defaults.
-type TokenizeOptions struct {
-	Inputs     []string // globs of text files
-	Tokenizer  string   // tokenizer.json
-	Output     string   // folder of the token set
-	SeqLen     int      // tokens in a sequence
-	Validation float64  // share of the documents that goes to the validation split, 0 to 1
-	Sample     float64  // share of the documents that is taken, above 0 to 1
-	Seed       int64    // of both draws
-	ShardBytes int64    // input text for one shard, bytes
-	Runner     Runner
-	Log        io.Writer // what is said in words goes here; nil: stderr
-	Quiet      bool      // no progress bar
-}
-
-// Flags declares the command's flags.
-func (o *TokenizeOptions) Flags(f *flag.FlagSet) {
-	f.Func("input", "text files: `glob`, repeatable or several with commas; .txt is one document a file, .jsonl one {\"text\": …} a line, also with gzip or zstd", func(s string) error {
-		for glob := range strings.SplitSeq(s, ",") {
-			if glob = strings.TrimSpace(glob); glob != "" {
-				o.Inputs = append(o.Inputs, glob)
-			}
-		}
-		return nil
-	})
-	f.StringVar(&o.Tokenizer, "tokenizer", "", "`tokenizer.json` of Hugging Face tokenizers, byte-level BPE")
-	f.StringVar(&o.Output, "output", "", "`folder` of the token set")
-	f.IntVar(&o.SeqLen, "seq-len", DefaultSeqLen, "`tokens` in a sequence")
-	f.Float64Var(&o.Validation, "validation", DefaultValidation, "`share` of the documents that goes to the validation split")
-	f.Float64Var(&o.Sample, "sample", 1, "`share` of the documents that is taken")
-	f.Int64Var(&o.Seed, "seed", 0, "`seed` of the split and of the sample")
-	f.Int64Var(&o.ShardBytes, "shard-bytes", DefaultShardBytes, "`bytes` of text for one shard")
-	o.Runner.Flags(f)
-}
-
-func (o *TokenizeOptions) setDefaults() {
-	if o.SeqLen == 0 {
-		o.SeqLen = DefaultSeqLen
-	}
-	if o.Sample == 0 {
-		o.Sample = 1
-	}
-	if o.ShardBytes == 0 {
-		o.ShardBytes = DefaultShardBytes
-	}
-	if o.Log == nil {
-		o.Log = os.Stderr
-	}
-}
-
-// Validate says what of the options cannot be.
-func (o TokenizeOptions) Validate() error {
-	o.setDefaults()
-	switch {
-	case len(o.Inputs) == 0:
-		return errors.New("--input is not set: name the text files")
-	case o.Tokenizer == "":
-		return errors.New("--tokenizer is not set: name a tokenizer.json")
-	case o.Output == "":
-		return errors.New("--output is not set: name a folder for the token set")
-	case o.SeqLen < 2 || o.SeqLen > 1<<20:
-		return fmt.Errorf("--seq-len %d: want 2 to %d tokens", o.SeqLen, 1<<20)
-	case !(o.Validation >= 0 && o.Validation < 1):
-		return fmt.Errorf("--validation %g: want a share from 0 to below 1", o.Validation)
-	case !(o.Sample > 0 && o.Sample <= 1):
-		return fmt.Errorf("--sample %g: want a share above 0, at most 1", o.Sample)
-	case o.ShardBytes < 1<<10:
-		return fmt.Errorf("--shard-bytes %d: want at least %d", o.ShardBytes, 1<<10)
-	}
-	return o.Runner.Validate()
-}
-
-// Tokenize makes a token set of text files: documents, each ended by
-// <|endoftext|>, one after the other and cut into sequences of exactly SeqLen
-// tokens. What of a shard's tokens does not fill the last sequence is dropped
-// and counted. The same input and options give the same bytes, whatever ran in
-// parallel. A run that was cut short goes on where it was; a whole token set
-// of the same options is left as it is, and one of other options refused.
+// Tokenize makes a token set of text files: documents in a random order, each
+// ended by <|endoftext|>, one after the other and cut into sequences of exactly
+// SeqLen tokens. What of a split does not fill the last sequence is dropped and
+// counted. The same documents and options give the same shards to the byte, in
+// whatever files, layouts and order the documents came and whatever ran in
+// parallel.
+//
+// A run that was cut short goes on where it was; a whole token set of the same
+// inputs and options is left as it is, and what was made of others is refused,
+// or replaced where Overwrite says so.
 func Tokenize(ctx context.Context, o TokenizeOptions) error {
 	if err := o.Validate(); err != nil {
 		return err
@@ -116,39 +42,28 @@ func Tokenize(ctx context.Context, o TokenizeOptions) error {
 	if err != nil {
 		return err
 	}
-	groups, err := transforms.Plan(o.Inputs, o.ShardBytes)
-	if err != nil {
+	if st, err := os.Stat(r.Dir); err == nil && !st.IsDir() {
+		return fmt.Errorf("token set %s: a file of this name is there", o.Output)
+	}
+	w := &workplace{o: o, r: r}
+	if names := o.files(); len(names) > 0 { // before any folder is made
+		if w.groups, err = transforms.Plan(names, o.GroupBytes); err != nil {
+			return err
+		}
+	}
+	if err := w.open(ctx); err != nil {
 		return err
 	}
-	if there, err := o.alreadyThere(r, groups); err != nil || there {
-		return err
+	whole, err := w.prepare()
+	if err == nil && !whole {
+		err = w.run(ctx)
 	}
-	if err := os.MkdirAll(r.Dir, 0o777); err != nil {
-		return fmt.Errorf("token set: %w", err)
-	}
-	if err := durable.Sweep(r.Dir); err != nil {
-		return fmt.Errorf("token set %s: %w", o.Output, err)
-	}
-	if err := r.RemoveOthers(len(groups)); err != nil {
-		return err
-	}
-	var total int64
-	for _, g := range groups {
-		total += g.Bytes()
-	}
-	var bar *report.Bar
-	if !o.Quiet {
-		bar = report.NewBar("tokenize", total)
-	}
-	err = o.Runner.Run(ctx, func(s beam.Scope, launch transforms.LaunchID) {
-		transforms.Tokenize(s, launch, r, groups)
-	}, func(bytes, tokens int64) { bar.Set(bytes, tokens, math.NaN()) })
-	bar.Done()
-	if err != nil {
-		os.Remove(r.Dir) // only a folder that nothing came into
-		return err
-	}
-	return o.conclude()
+	return w.close(err)
+}
+
+// files is the inputs without standard input.
+func (o TokenizeOptions) files() []string {
+	return slices.DeleteFunc(slices.Clone(o.Inputs), func(s string) bool { return s == Stdin })
 }
 
 // recipe checks the tokenizer and makes paths absolute.
@@ -160,7 +75,9 @@ func (o TokenizeOptions) recipe() (r transforms.Recipe, err error) {
 	if _, ok := t.EndOfText(); !ok {
 		return r, fmt.Errorf("tokenizer %s: it has no token %s to end documents with", o.Tokenizer, tokenizer.EndOfText)
 	}
-	r = transforms.Recipe{Fingerprint: t.Fingerprint(), SeqLen: o.SeqLen, Seed: o.Seed, Sample: o.Sample, Validation: o.Validation}
+	r = transforms.Recipe{Fingerprint: t.Fingerprint(), Vocab: t.Vocab(), SeqLen: o.SeqLen, Seed: o.Seed, Documents: o.Documents, Validation: o.Validation,
+		Deduplicate: o.Deduplicate, Sequences: o.Sequences, Subsets: o.Subsets, ShardTokens: o.ShardTokens, RunTokens: o.RunTokens,
+		Rules: transforms.Rules{Clean: o.Clean, MaxDocument: o.MaxDocument, Skip: o.OnBad == transforms.OnBadSkip}}
 	if r.Tokenizer, err = filepath.Abs(o.Tokenizer); err != nil {
 		return r, err
 	}
@@ -168,78 +85,357 @@ func (o TokenizeOptions) recipe() (r transforms.Recipe, err error) {
 	return r, err
 }
 
-// alreadyThere says that the output is a whole token set of these options. One
-// of other options is an error: it is not replaced.
-func (o TokenizeOptions) alreadyThere(r transforms.Recipe, groups []transforms.Group) (bool, error) {
-	if st, err := os.Stat(r.Dir); err == nil && !st.IsDir() {
-		return false, fmt.Errorf("token set %s: a file of this name is there", o.Output)
-	}
-	if _, err := os.Stat(filepath.Join(r.Dir, tokenset.ManifestFile)); errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	set, err := tokenset.Open(o.Output)
-	if err != nil {
-		return false, err
-	}
-	if what := difference(set.Manifest, r, groups); what != "" {
-		return false, fmt.Errorf("token set %s: already there, with other %s: name another --output, or remove it", o.Output, what)
-	}
-	fmt.Fprintf(o.Log, "token set %s: already there: %s\n", o.Output, summary(set))
-	return true, nil
+// A workplace is a token set's folder while it is worked on by this process.
+type workplace struct {
+	o      TokenizeOptions
+	r      transforms.Recipe
+	groups []transforms.Group
+	unlock func() error
 }
 
-// difference names the first setting in which a manifest is not what a run of
-// the recipe would write.
-func difference(m *tokenset.Manifest, r transforms.Recipe, groups []transforms.Group) string {
-	switch {
-	case m.Tokenizer.SHA256 != r.Fingerprint:
-		return "tokenizer"
-	case m.SeqLen != r.SeqLen:
-		return fmt.Sprintf("--seq-len, %d", m.SeqLen)
-	case m.Seed != r.Seed:
-		return fmt.Sprintf("--seed, %d", m.Seed)
-	case m.Sample != r.Sample:
-		return fmt.Sprintf("--sample, %g", m.Sample)
-	case m.Validation != r.Validation:
-		return fmt.Sprintf("--validation, %g", m.Validation)
+func (w *workplace) work(name string) string {
+	return filepath.Join(w.r.Dir, transforms.WorkFolder, name)
+}
+
+// open takes the folder for this process and reads standard input into it: a
+// stream comes once, and may have to be read twice.
+func (w *workplace) open(ctx context.Context) (err error) {
+	if err := os.MkdirAll(w.work(""), 0o777); err != nil {
+		return fmt.Errorf("token set: %w", err)
 	}
-	if n := len(m.Splits[tokenset.Train].Shards); n != len(groups) {
-		return fmt.Sprintf("input or --shard-bytes: %d shards, not %d", n, len(groups))
+	if w.unlock, err = durable.Lock(w.work("lock")); err != nil {
+		return fmt.Errorf("token set: %w", err)
 	}
-	key := func(name string, bytes int64) string { return fmt.Sprint(filepath.Base(name), " of ", bytes, " bytes") }
-	var want []string
+	for _, dir := range []string{w.r.Dir, w.work("")} {
+		if err := durable.Sweep(dir); err != nil {
+			return w.close(fmt.Errorf("token set %s: %w", w.o.Output, err))
+		}
+	}
+	if names := w.o.files(); len(names) < len(w.o.Inputs) {
+		if err := w.spool(ctx); err != nil {
+			return w.close(fmt.Errorf("standard input: %w", err))
+		}
+		if w.groups, err = transforms.Plan(append(names, w.work("stdin")), w.o.GroupBytes); err != nil {
+			return w.close(err)
+		}
+	}
+	w.r.Groups = len(w.groups)
+	for i := range w.groups {
+		for j := range w.groups[i].Pieces {
+			if p := &w.groups[i].Pieces[j]; p.Path == w.work("stdin") {
+				p.Name = "standard input"
+			}
+		}
+		w.r.InputBytes += w.groups[i].Bytes()
+	}
+	return nil
+}
+
+// spool copies standard input to the work folder. What is there already stays
+// if it is the same.
+func (w *workplace) spool(ctx context.Context) error {
+	path := w.work("stdin")
+	h, before := sha256.New(), sha256.New()
+	f, err := durable.Create(path)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.MultiWriter(f, h), &interruptible{ctx, w.o.Stdin}); err != nil {
+		f.Abort()
+		if ctx.Err() != nil {
+			return ErrInterrupted
+		}
+		return err
+	}
+	if old, err := os.Open(path); err == nil {
+		_, err = io.Copy(before, old)
+		if old.Close(); err == nil && slices.Equal(h.Sum(nil), before.Sum(nil)) {
+			f.Abort()
+			return nil
+		}
+	}
+	return f.Commit()
+}
+
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *interruptible) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(b)
+}
+
+// close lets go of the folder. After an error nothing is left of a run that
+// had not got anywhere.
+func (w *workplace) close(err error) error {
+	left, _ := filepath.Glob(filepath.Join(strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(w.work("")), "scanned-*"))
+	if err == nil || len(left) == 0 {
+		if e := os.RemoveAll(w.work("")); err == nil && e != nil {
+			err = fmt.Errorf("token set %s: %w", w.o.Output, e)
+		}
+		os.Remove(w.r.Dir) // only a folder that nothing came into
+	}
+	if w.unlock != nil {
+		w.unlock()
+	}
+	return err
+}
+
+// prepare looks at what is there and says whether that is all: it refuses or
+// removes what other inputs or options made, and writes the plan down.
+func (w *workplace) prepare() (whole bool, err error) {
+	other, whole, err := w.finished()
+	if err != nil || whole {
+		return whole, err
+	}
+	resumes := false
+	if other == "" {
+		if other, resumes, err = w.unfinished(); err != nil {
+			return false, err
+		}
+	}
+	if other != "" && !w.o.Overwrite {
+		return false, fmt.Errorf("token set %s: already there, with other %s: name another --output, or --overwrite it", w.o.Output, other)
+	}
+	if resumes {
+		return false, w.sweepRuns()
+	}
+	if err := os.Remove(filepath.Join(w.r.Dir, tokenset.ManifestFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("token set: %w", err)
+	}
+	if err := w.r.RemoveShards(); err != nil {
+		return false, err
+	}
+	for _, pattern := range []string{"plan.json", "scanned-*", "gathered.json", "outline.json", "group-*", "run-*"} {
+		if err := w.remove(pattern, nil); err != nil {
+			return false, err
+		}
+	}
+	if err := w.r.SaveGroups(w.groups); err != nil {
+		return false, err
+	}
+	err = durable.WriteFile(w.work("plan.json"), func(out io.Writer) error { return json.NewEncoder(out).Encode(w.plan()) })
+	if err != nil {
+		return false, fmt.Errorf("token set: %w", err)
+	}
+	return false, nil
+}
+
+// plan is what an unfinished run is known by.
+type plan struct {
+	Settings []transforms.Setting
+	Groups   int
+}
+
+func (w *workplace) plan() plan { return plan{w.r.Settings(), len(w.groups)} }
+
+// unfinished says what of an unfinished run in the folder is not as this one,
+// or that this one goes on with it.
+func (w *workplace) unfinished() (other string, resumes bool, err error) {
+	data, err := os.ReadFile(w.work("plan.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", false, nil
+	} else if err != nil {
+		return "", false, fmt.Errorf("token set: %w", err)
+	}
+	var p plan
+	if err := json.Unmarshal(data, &p); err != nil {
+		return "", false, fmt.Errorf("token set: %s: %w", w.work("plan.json"), err)
+	}
+	if other = difference(p.Settings, w.r.Settings()); other != "" {
+		return other, false, nil
+	}
+	groups, err := w.r.LoadGroups(p.Groups)
+	if err != nil {
+		return "", false, err
+	}
+	have := map[string]transforms.Piece{}
 	for _, g := range groups {
 		for _, p := range g.Pieces {
-			if p.Start == 0 {
-				want = append(want, key(p.Name, p.Size))
+			have[fmt.Sprint(p.Path, p.Start)] = p
+		}
+	}
+	for _, g := range w.groups {
+		for _, p := range g.Pieces {
+			key := fmt.Sprint(p.Path, p.Start)
+			h, ok := have[key]
+			h.Name, p.Name = "", ""
+			if !ok || h != p {
+				return "input: " + p.Path + " is new or was changed", false, nil
+			}
+			delete(have, key)
+		}
+	}
+	for _, p := range have {
+		return "input: without " + p.Path, false, nil
+	}
+	return "", true, nil
+}
+
+// sweepRuns removes the runs that no finished group counts.
+func (w *workplace) sweepRuns() error {
+	keep := map[string]bool{}
+	for i := range w.groups {
+		for _, name := range w.r.RunsOf(i) {
+			keep[name] = true
+		}
+	}
+	return w.remove("run-*", keep)
+}
+
+func (w *workplace) remove(pattern string, keep map[string]bool) error {
+	list, err := os.ReadDir(w.work(""))
+	if err != nil {
+		return fmt.Errorf("token set: %w", err)
+	}
+	for _, e := range list {
+		if ok, _ := filepath.Match(pattern, e.Name()); ok && !keep[e.Name()] {
+			if err := os.Remove(w.work(e.Name())); err != nil {
+				return fmt.Errorf("token set: %w", err)
 			}
 		}
 	}
-	for i, in := range m.Inputs {
-		if have := key(in.Name, in.Bytes); i >= len(want) || have != want[i] {
-			return "input: " + have
-		}
+	return nil
+}
+
+// run runs the pipeline.
+func (w *workplace) run(ctx context.Context) error {
+	var bar *report.Bar
+	if !w.o.Quiet {
+		bar = report.NewBar("tokenize", 2*w.r.InputBytes) // each byte is read, and written as tokens
 	}
-	if len(want) > len(m.Inputs) {
-		return "input: without " + want[len(m.Inputs)]
+	err := w.o.Runner.Run(ctx, func(s beam.Scope, launch transforms.LaunchID) {
+		transforms.Tokenize(s, launch, w.r)
+	}, func(bytes, tokens int64) { bar.Set(bytes, tokens, math.NaN()) })
+	bar.Done()
+	if err != nil {
+		return err
+	}
+	return w.conclude()
+}
+
+// finished says that the folder is a whole token set of these inputs and
+// options, or what of it is not.
+func (w *workplace) finished() (other string, whole bool, err error) {
+	st, err := os.Stat(filepath.Join(w.r.Dir, tokenset.ManifestFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", false, nil
+	} else if err != nil {
+		return "", false, fmt.Errorf("token set: %w", err)
+	}
+	set, err := tokenset.Open(w.r.Dir)
+	if err != nil {
+		return "", false, err
+	}
+	m := set.Manifest
+	there := transforms.RecipeOf(m)
+	if other = difference(there.Settings(), w.r.Settings()); other != "" {
+		return other, false, nil
+	}
+	if m.Omitted != nil && m.Omitted.Total() > 0 && there.Rules.Skip != w.r.Rules.Skip {
+		return "--on-bad-document, " + m.OnBad, false, nil
+	}
+	if other, err = w.otherInputs(m, st.ModTime().UnixNano()); err != nil || other != "" {
+		return other, false, err
+	}
+	fmt.Fprintf(w.o.Log, "token set %s: already there: %s\n", w.o.Output, summary(set))
+	return "", true, nil
+}
+
+// difference names the first setting in which two recipes differ.
+func difference(have, want []transforms.Setting) string {
+	for i, s := range want {
+		switch {
+		case i >= len(have) || have[i].Name != s.Name:
+			return s.Name
+		case have[i].Value == s.Value:
+		case s.Name == "tokenizer":
+			return s.Name
+		default:
+			return s.Name + ", " + have[i].Value
+		}
 	}
 	return ""
 }
 
+// otherInputs names the first input that is not the one that a set was made
+// from: of another name or size or, if it was written to since, content.
+func (w *workplace) otherInputs(m *tokenset.Manifest, made int64) (string, error) {
+	key := func(name string, bytes int64) string { return fmt.Sprint(filepath.Base(name), " of ", bytes, " bytes") }
+	var want []transforms.Piece
+	for _, g := range w.groups {
+		for _, p := range g.Pieces {
+			if p.Start == 0 {
+				want = append(want, p)
+			}
+		}
+	}
+	for i, in := range m.Inputs {
+		if have := key(in.Name, in.Bytes); i >= len(want) || have != key(want[i].Name, want[i].Size) {
+			return "input: " + have, nil
+		}
+		if p := want[i]; p.Modified > made {
+			sum, err := fileSum(p.Path)
+			if err != nil {
+				return "", fmt.Errorf("input: %w", err)
+			}
+			if sum != in.SHA256 {
+				return "input: " + in.Name + " was changed", nil
+			}
+		}
+	}
+	if len(want) > len(m.Inputs) {
+		p := want[len(m.Inputs)]
+		return "input: without " + key(p.Name, p.Size), nil
+	}
+	return "", nil
+}
+
+func fileSum(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
 // conclude says what was made and what of it may surprise.
-func (o TokenizeOptions) conclude() error {
-	set, err := tokenset.Open(o.Output)
+func (w *workplace) conclude() error {
+	set, err := tokenset.Open(w.r.Dir)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(o.Log, "token set %s: %s\n", o.Output, summary(set))
-	if n := set.Manifest.Replaced; n > 0 {
-		fmt.Fprintf(o.Log, "warning: %d places in the input are not valid UTF-8; each was read as U+FFFD\n", n)
+	m := set.Manifest
+	fmt.Fprintf(w.o.Log, "token set %s: %s\n", w.o.Output, summary(set))
+	if m.Duplicates > 0 {
+		fmt.Fprintf(w.o.Log, "%d documents were left out as the equals of others\n", m.Duplicates)
 	}
-	if o.Validation > 0 && set.Rows(tokenset.Validation) == 0 {
-		fmt.Fprintf(o.Log, "warning: the validation split is empty: no shard has %d tokens for it; a larger --validation, or more text, would fill it\n", o.SeqLen)
+	if m.Omitted != nil && m.Omitted.Total() > 0 {
+		fmt.Fprintf(w.o.Log, "warning: %d bad documents were left out (%s); the manifest names them; the first: %s\n", m.Omitted.Total(), kinds(m.Omitted), m.Omitted.Named[0])
+	}
+	if w.o.Validation > 0 && set.Rows(tokenset.Validation) == 0 {
+		fmt.Fprintf(w.o.Log, "warning: the validation split is empty: its documents do not fill one sequence of %d tokens; a larger --validation, or more text, would\n", w.o.SeqLen)
 	}
 	return nil
+}
+
+// kinds lists what was omitted, by kind.
+func kinds(o *tokenset.Omitted) string {
+	var list []string
+	for kind, n := range o.Bad {
+		list = append(list, fmt.Sprintf("%s: %d", kind, n))
+	}
+	slices.Sort(list)
+	return strings.Join(list, ", ")
 }
 
 func summary(set *tokenset.Set) string {

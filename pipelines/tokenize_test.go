@@ -7,15 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/scavenge/scavenge/schemas/durable"
 	"github.com/scavenge/scavenge/schemas/tokenizer"
 	"github.com/scavenge/scavenge/schemas/tokenset"
+	"github.com/scavenge/scavenge/transforms"
 )
 
 // corpus is a folder with a tokenizer and 60 documents in three forms.
@@ -62,11 +66,11 @@ func (c corpus) put(t *testing.T, name, content string) string {
 
 func (c corpus) tokenizer() string { return filepath.Join(c.dir, "tokenizer.json") }
 
-// options make five shards of the corpus.
+// options make several shards of the corpus.
 func (c corpus) options(output string) TokenizeOptions {
 	return TokenizeOptions{
 		Inputs: []string{filepath.Join(c.dir, "*.jsonl"), filepath.Join(c.dir, "*.txt")}, Tokenizer: c.tokenizer(), Output: filepath.Join(c.dir, output),
-		SeqLen: 16, Validation: 0.2, Seed: 1, ShardBytes: 2048, Log: new(bytes.Buffer), Quiet: true,
+		SeqLen: 16, Validation: 0.2, Seed: 1, ShardTokens: 512, GroupBytes: 2048, RunTokens: 300, Log: new(bytes.Buffer), Quiet: true,
 	}
 }
 
@@ -79,6 +83,9 @@ func files(t *testing.T, dir string) map[string]string {
 	}
 	all := map[string]string{}
 	for _, e := range list {
+		if e.IsDir() {
+			continue
+		}
 		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
@@ -117,7 +124,7 @@ func tokenize(t *testing.T, o TokenizeOptions) *tokenset.Set {
 func TestTokenSetHoldsEveryDocumentInItsSplit(t *testing.T) {
 	c := newCorpus(t)
 	o := c.options("set")
-	o.ShardBytes = 1 << 20 // one shard
+	o.ShardTokens = 1 << 20 // one shard
 	set := tokenize(t, o)
 	end, _ := c.tok.EndOfText()
 	left := map[string]bool{}
@@ -193,12 +200,12 @@ func TestAWholeSetIsLeftAndAnotherRefused(t *testing.T) {
 		t.Errorf("it says %q", log)
 	}
 	for what, change := range map[string]func(*TokenizeOptions){
-		"--seq-len":    func(o *TokenizeOptions) { o.SeqLen = 32 },
-		"--seed":       func(o *TokenizeOptions) { o.Seed = 9 },
-		"--sample":     func(o *TokenizeOptions) { o.Sample = 0.5 },
-		"--validation": func(o *TokenizeOptions) { o.Validation = 0.1 },
-		"shards":       func(o *TokenizeOptions) { o.ShardBytes = 1 << 20 },
-		"input":        func(o *TokenizeOptions) { o.Inputs = []string{c.put(t, "new.txt", "other text")} },
+		"--seq-len":      func(o *TokenizeOptions) { o.SeqLen = 32 },
+		"--seed":         func(o *TokenizeOptions) { o.Seed = 9 },
+		"--documents":    func(o *TokenizeOptions) { o.Documents = 0.5 },
+		"--validation":   func(o *TokenizeOptions) { o.Validation = 0.1 },
+		"--shard-tokens": func(o *TokenizeOptions) { o.ShardTokens = 1 << 20 },
+		"input":          func(o *TokenizeOptions) { o.Inputs = []string{c.put(t, "new.txt", "other text")} },
 		"tokenizer": func(o *TokenizeOptions) {
 			tok, err := tokenizer.Train(slices.Values(c.docs), tokenizer.TrainOptions{Vocab: 270})
 			if err == nil {
@@ -212,15 +219,15 @@ func TestAWholeSetIsLeftAndAnotherRefused(t *testing.T) {
 	} {
 		other := c.options("set")
 		change(&other)
-		if err := Tokenize(context.Background(), other); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "other") {
+		if err := Tokenize(context.Background(), other); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "other ") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	sameFiles(t, files(t, o.Output), before)
 }
 
-// A run that is cut short leaves finished shards, no manifest and no
-// temporaries; the next makes only the rest and ends in the same bytes.
+// A run that is cut short leaves no manifest and no temporaries of its own; the
+// next makes only the rest and ends in the same bytes.
 func TestResumeAfterInterruptIsByteIdentical(t *testing.T) {
 	c := newCorpus(t)
 	tokenize(t, c.options("whole"))
@@ -228,9 +235,10 @@ func TestResumeAfterInterruptIsByteIdentical(t *testing.T) {
 
 	o := c.options("cut")
 	ctx, cancel := context.WithCancel(context.Background())
-	var renamed atomic.Int32
+	defer func() { durable.Fault = nil }()
+	shards := new(atomic.Int32)
 	durable.Fault = func(step, path string) {
-		if step == "rename" && renamed.Add(1) == 3 {
+		if step == "rename" && strings.HasSuffix(path, ".parquet") && shards.Add(1) == 3 {
 			cancel()
 		}
 	}
@@ -248,28 +256,100 @@ func TestResumeAfterInterruptIsByteIdentical(t *testing.T) {
 		}
 	}
 
-	// What a killed process leaves: a temporary, and a damaged shard.
-	os.WriteFile(filepath.Join(o.Output, ".train-00001-of-00005.parquet.tmp-ABCDEFGHIJKL"), []byte("part"), 0o666)
-	damaged := filepath.Join(o.Output, "train-00000-of-00005.parquet")
+	// What a killed process leaves: temporaries, a damaged shard, a run that
+	// no group knows, and one that is damaged.
+	var damaged string
+	for name := range left {
+		damaged = filepath.Join(o.Output, name)
+	}
 	os.WriteFile(damaged, []byte("PAR1 not whole"), 0o666)
+	os.WriteFile(filepath.Join(o.Output, ".train-00001-of-00005.parquet.tmp-ABCDEFGHIJKL"), []byte("part"), 0o666)
+	os.WriteFile(filepath.Join(o.Output, transforms.WorkFolder, "run-00000-99-AAAAAAAA"), []byte("part"), 0o666)
+	runs, err := filepath.Glob(filepath.Join(o.Output, transforms.WorkFolder, "run-00001-*"))
+	if err != nil || len(runs) < 2 { // the one above is swept
+		t.Fatalf("runs of group 1: %q, %v", runs, err)
+	}
+	os.WriteFile(runs[0], []byte("part"), 0o666)
+	var scans, parquet atomic.Int32
 	durable.Fault = func(step, path string) {
-		if step == "rename" {
-			renamed.Add(1)
+		if step == "rename" && strings.HasSuffix(path, ".parquet") {
+			parquet.Add(1)
+		}
+		if step == "rename" && strings.HasPrefix(filepath.Base(path), "scanned-") {
+			scans.Add(1)
 		}
 	}
-	renamed.Store(0)
-	defer func() { durable.Fault = nil }()
 	tokenize(t, o)
 	sameFiles(t, files(t, o.Output), want)
-	if n := int(renamed.Load()); n > len(want)-len(left)+3 {
-		t.Errorf("the second run wrote %d files, %d of %d were there", n, len(left), len(want))
+	if n, shards := int(parquet.Load()), len(want)-1; n != shards-len(left)+1 || scans.Load() != 1 {
+		t.Errorf("the second run wrote %d shards, %d of %d were there and one of them damaged; it read %d groups where one had to be", n, len(left), shards, scans.Load())
+	}
+	if _, err := os.Stat(filepath.Join(o.Output, transforms.WorkFolder)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the work folder is left: %v", err)
+	}
+}
+
+// killed is what TestMain runs in a child: it ends itself by SIGKILL before
+// the n-th step that changes the disk.
+func killed(dir string, n int64) {
+	var steps atomic.Int64
+	durable.Fault = func(string, string) {
+		if steps.Add(1) == n {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+	if err := Tokenize(context.Background(), corpus{dir: dir}.options(fmt.Sprint("killed-", n))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("SCAVENGE_TEST_KILLED_IN"); dir != "" {
+		n, err := strconv.ParseInt(os.Getenv("SCAVENGE_TEST_KILLED_AT"), 10, 64)
+		if err != nil {
+			panic(err)
+		}
+		killed(dir, n)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func TestResumeAfterKillIsByteIdentical(t *testing.T) {
+	c := newCorpus(t)
+	tokenize(t, c.options("whole"))
+	want := files(t, filepath.Join(c.dir, "whole"))
+	kills, stride := 0, int64(11)
+	for n := int64(1); ; n += stride {
+		child := exec.Command(os.Args[0])
+		child.Env = append(os.Environ(), "SCAVENGE_TEST_KILLED_IN="+c.dir, fmt.Sprint("SCAVENGE_TEST_KILLED_AT=", n))
+		out, err := child.CombinedOutput()
+		var exit *exec.ExitError
+		if err == nil {
+			break // it was done before the n-th step
+		}
+		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Fatalf("killed at step %d: %v\n%s", n, err, out)
+		}
+		kills++
+		o := c.options(fmt.Sprint("killed-", n))
+		if _, err := os.Stat(filepath.Join(o.Output, tokenset.ManifestFile)); err == nil && n < stride {
+			t.Fatal("a manifest before anything else")
+		}
+		tokenize(t, o)
+		sameFiles(t, files(t, o.Output), want)
+	}
+	if kills < 8 {
+		t.Errorf("killed %d times: too few for this test to mean anything", kills)
 	}
 }
 
 func TestSampleTakesAShareAndTheSameOne(t *testing.T) {
 	c := newCorpus(t)
 	o := c.options("set")
-	o.Sample, o.Validation, o.ShardBytes = 0.5, 0, 1<<20
+	o.Documents, o.Validation, o.ShardTokens = 0.5, 0, 1<<20
 	set := tokenize(t, o)
 	n := set.Manifest.Splits[tokenset.Train].Documents
 	if n < 18 || n > 42 {
@@ -297,7 +377,16 @@ func TestBadInputIsOneClearLineAndLeavesNothing(t *testing.T) {
 		{"no input", func(o *TokenizeOptions) { o.Inputs = nil }, "--input"},
 		{"seq-len", func(o *TokenizeOptions) { o.SeqLen = -1 }, "--seq-len -1"},
 		{"validation", func(o *TokenizeOptions) { o.Validation = 1 }, "--validation 1"},
-		{"sample", func(o *TokenizeOptions) { o.Sample = 1.5 }, "--sample 1.5"},
+		{"documents", func(o *TokenizeOptions) { o.Documents = 1.5 }, "--documents 1.5"},
+		{"sample", func(o *TokenizeOptions) { o.Sequences = -1 }, "--sample -1"},
+		{"policy", func(o *TokenizeOptions) { o.OnBad = "ignore" }, `--on-bad-document "ignore"`},
+		{"clean", func(o *TokenizeOptions) { o.Clean = "all" }, `--clean "all"`},
+		{"max-document", func(o *TokenizeOptions) { o.MaxDocument = -1 }, "--max-document -1"},
+		{"shard-tokens", func(o *TokenizeOptions) { o.ShardTokens = 8 }, "--shard-tokens 8"},
+		{"subsets", func(o *TokenizeOptions) {
+			o.Subsets = []transforms.Subset{{Name: "a", Tokens: 1}, {Name: "a", Tokens: 2}}
+		}, "--subset a=2"},
+		{"latin1", func(o *TokenizeOptions) { o.Inputs = []string{c.put(t, "latin1.txt", "caf\xe9 cr\xe8me")} }, "latin1.txt: invalid UTF-8 at byte 3"},
 		{"runner", func(o *TokenizeOptions) { o.Runner.Name = "flink" }, `--runner "flink"`},
 		{"output is a file", func(o *TokenizeOptions) { o.Output = c.put(t, "file", "") }, "a file of this name"},
 	} {
@@ -317,13 +406,16 @@ func TestWarnings(t *testing.T) {
 	c := newCorpus(t)
 	o := c.options("set")
 	log := new(bytes.Buffer)
-	o.Log, o.Validation = log, 1e-9
+	o.Log, o.Validation, o.OnBad = log, 1e-9, transforms.OnBadSkip
 	o.Inputs = append(o.Inputs, c.put(t, "latin1.txt", "caf\xe9 cr\xe8me"))
-	tokenize(t, o)
-	for _, want := range []string{"2 places in the input are not valid UTF-8", "the validation split is empty"} {
+	set := tokenize(t, o)
+	for _, want := range []string{"1 bad documents were left out (invalid UTF-8: 1)", "latin1.txt: invalid UTF-8 at byte 3", "the validation split is empty"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("no %q in %q", want, log)
 		}
+	}
+	if m := set.Manifest; m.Omitted == nil || m.Omitted.Bad["invalid UTF-8"] != 1 || len(m.Omitted.Named) != 1 || m.OnBad != transforms.OnBadSkip {
+		t.Errorf("the manifest says %+v", m.Omitted)
 	}
 }
 
@@ -336,7 +428,7 @@ func TestShardsOfAnotherUnfinishedRunAreRemoved(t *testing.T) {
 	if err := os.Remove(filepath.Join(o.Output, tokenset.ManifestFile)); err != nil {
 		t.Fatal(err)
 	}
-	o.ShardBytes = 1 << 20
+	o.ShardTokens = 1 << 20
 	tokenize(t, o)
 	if all := files(t, o.Output); len(all) != 3 {
 		t.Errorf("%d files, want a shard a split and the manifest", len(all))

@@ -3,23 +3,24 @@ package transforms
 import (
 	"context"
 	"errors"
-	"math"
+
+	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
 // errEnough ends the reading of a piece of which no more is wanted.
 var errEnough = errors.New("enough")
 
-// Documents yields the documents of the text files that match globs, in the
-// order that a token set has them, until about limit bytes of text were
+// Documents yields the documents of the text files that match globs, file by
+// file, until about limit bytes of text were
 // yielded or yield says stop. One document at a time is in memory.
 func Documents(ctx context.Context, globs []string, limit int64, yield func(text string) bool) error {
-	groups, err := Plan(globs, math.MaxInt64)
+	groups, err := Plan(globs, 0)
 	if err != nil {
 		return err
 	}
 	for _, g := range groups {
 		for _, p := range g.Pieces {
-			_, err := p.read(ctx, &yielding{limit: &limit, yield: yield})
+			_, err := p.read(ctx, &yielding{limit: &limit, yield: yield}, Rules{}, new(tokenset.Omitted))
 			if errors.Is(err, errEnough) {
 				return nil
 			}

@@ -77,6 +77,7 @@ type Task struct {
 	launch *Launch // nil in other processes
 	cancel context.CancelFunc
 	stop   func() bool
+	quiet  bool
 }
 
 // Begin starts a task of the launch. The context it returns is cancelled with
@@ -96,7 +97,7 @@ func (id LaunchID) Begin(ctx context.Context) (context.Context, *Task) {
 
 // Advance adds to the launch's progress.
 func (t *Task) Advance(done, tokens int64) {
-	if t.launch != nil {
+	if t.launch != nil && !t.quiet {
 		t.launch.done.Add(done)
 		t.launch.tokens.Add(tokens)
 	}
@@ -107,6 +108,13 @@ func (t *Task) Say(text string) {
 	if t.launch != nil && t.launch.Notice != nil {
 		t.launch.Notice(text)
 	}
+}
+
+// quietly is the task without its progress: for work that is done again.
+func (t *Task) quietly() *Task {
+	q := *t
+	q.quiet = true
+	return &q
 }
 
 // End ends the task; err is the DoFn's named result.

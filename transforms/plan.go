@@ -4,17 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
-// Group is what one pair of shards is made from: the descriptor that crosses
-// the stage.
+// Group is what one worker reads in one go.
 type Group struct {
-	Index  int
-	Of     int
 	Pieces []Piece
 }
 
@@ -26,17 +23,27 @@ func (g Group) Bytes() (n int64) {
 	return n
 }
 
-// compressedWeight is what a byte of a compressed text file counts for: about
-// what gzip and zstd gain on text.
+// What a byte of a compressed file counts for: about what gzip, zstd and xz
+// gain on text.
 const compressedWeight = 3
 
+// DefaultGroupBytes is about how much text a worker reads in one go: one that
+// is killed loses no more.
+const DefaultGroupBytes = 64 << 20
+
+// groupPieces bounds the files of a group.
+const groupPieces = 4096
+
 // Plan expands globs and groups the files that they match, in the order of
-// their names, to about shardBytes of text each. JSON lines that are not
-// compressed are cut where they are larger. The plan depends on nothing but
-// its arguments and the files, so that every run of it makes the same shards.
-func Plan(globs []string, shardBytes int64) ([]Group, error) {
-	if shardBytes < 1 {
-		return nil, fmt.Errorf("shards of %d bytes of input: want at least 1", shardBytes)
+// their names, to about groupBytes of text each (0: DefaultGroupBytes). JSON lines that are not
+// compressed and Parquet files are cut where they are larger. How they are
+// grouped has no influence on the token set.
+func Plan(globs []string, groupBytes int64) ([]Group, error) {
+	if groupBytes == 0 {
+		groupBytes = DefaultGroupBytes
+	}
+	if groupBytes < 1 {
+		return nil, fmt.Errorf("groups of %d bytes of input: want at least 1", groupBytes)
 	}
 	names, err := expand(globs)
 	if err != nil {
@@ -47,7 +54,7 @@ func Plan(globs []string, shardBytes int64) ([]Group, error) {
 	var weight int64
 	flush := func() {
 		if len(pieces) > 0 {
-			groups = append(groups, Group{Index: len(groups), Pieces: pieces})
+			groups = append(groups, Group{Pieces: pieces})
 		}
 		pieces, weight = nil, 0
 	}
@@ -56,43 +63,53 @@ func Plan(globs []string, shardBytes int64) ([]Group, error) {
 		if err != nil {
 			return nil, fmt.Errorf("input %s: %w", name, plain(err))
 		}
-		if compressed {
-			if weight > 0 && weight+p.Size*compressedWeight > shardBytes {
-				flush()
-			}
-			pieces = append(pieces, p)
-			weight += p.Size * compressedWeight
-			continue
+		heft := p.Size
+		if compressed || p.Layout == layoutParquet {
+			heft *= compressedWeight
 		}
-		if weight > 0 && weight+p.Size > shardBytes {
+		if weight > 0 && weight+heft > groupBytes || len(pieces) == groupPieces {
 			flush()
 		}
 		parts := int64(1)
-		if p.Layout == layoutLines {
-			parts = max(1, (p.Size+shardBytes/2)/shardBytes)
+		if p.Layout == layoutParquet || p.Layout == layoutLines && !compressed {
+			parts = max(1, min(p.Size, (heft+groupBytes/2)/groupBytes))
 		}
 		for i := range parts {
 			part := p
 			part.Start, part.End = p.Size*i/parts, p.Size*(i+1)/parts
 			pieces = append(pieces, part)
-			if weight += part.End - part.Start; parts > 1 {
+			if weight += heft / parts; parts > 1 {
 				flush()
 			}
 		}
 	}
 	flush()
-	for i := range groups {
-		groups[i].Of = len(groups)
-	}
 	return groups, nil
 }
 
-// expand lists the files that globs match, each once, sorted.
+// expand lists the files that globs match, and all files in folders that are
+// named, each once, sorted.
 func expand(globs []string) ([]string, error) {
 	var names []string
 	for _, glob := range globs {
-		if _, err := os.Lstat(glob); err == nil { // also names with *, ? or [ in them
-			names = append(names, filepath.Clean(glob))
+		if st, err := os.Stat(glob); err == nil { // also names with *, ? or [ in them
+			if !st.IsDir() {
+				names = append(names, filepath.Clean(glob))
+				continue
+			}
+			before := len(names)
+			err := filepath.WalkDir(glob, func(path string, e fs.DirEntry, err error) error {
+				if err == nil && !e.IsDir() {
+					names = append(names, path)
+				}
+				return err
+			})
+			if err != nil {
+				return nil, fmt.Errorf("input %s: %w", glob, err)
+			}
+			if len(names) == before {
+				return nil, fmt.Errorf("input %s: a folder without files", glob)
+			}
 			continue
 		}
 		match, err := filepath.Glob(glob)
@@ -102,13 +119,14 @@ func expand(globs []string) ([]string, error) {
 		if len(match) == 0 {
 			return nil, fmt.Errorf("input %s: no such file", glob)
 		}
+		found := false
 		for _, name := range match {
 			if st, err := os.Stat(name); err == nil && st.IsDir() {
 				continue // dir/* is meant for the files
 			}
-			names = append(names, filepath.Clean(name))
+			names, found = append(names, filepath.Clean(name)), true
 		}
-		if len(names) == 0 {
+		if !found {
 			return nil, fmt.Errorf("input %s: matches folders only", glob)
 		}
 	}
@@ -129,9 +147,6 @@ func examine(name string) (p Piece, compressed bool, err error) {
 	if err != nil {
 		return p, false, err
 	}
-	if st.IsDir() {
-		return p, false, errors.New("a folder: name the files in it, as in 'folder/*.txt'")
-	}
 	if !st.Mode().IsRegular() {
 		return p, false, errors.New("not a regular file")
 	}
@@ -140,29 +155,19 @@ func examine(name string) (p Piece, compressed bool, err error) {
 		return p, false, err
 	}
 	defer f.Close()
-	var head [512]byte
+	var head [headBytes]byte
 	n, err := io.ReadFull(f, head[:])
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return p, false, err
 	}
-	compressed = compression(head[:n]) != ""
-	if what := unreadable(head[:n]); what != "" && !compressed {
-		return p, false, fmt.Errorf("it is %s: only plain text and JSON lines are read, as they are or compressed with gzip or zstd", what)
+	p = Piece{Name: name, Path: path, Size: st.Size(), End: st.Size(), Modified: st.ModTime().UnixNano(), Layout: layout(name)}
+	switch formOf(head[:n]) {
+	case formParquet:
+		p.Layout = layoutParquet
+	case formGzip, formZstd, formXZ, formBzip2:
+		compressed = true
+	case formTar: // what is in it may be
+		p.Layout, compressed = layoutGuess, true
 	}
-	return Piece{Name: name, Path: path, Size: st.Size(), End: st.Size(), Layout: layout(name)}, compressed, nil
-}
-
-// layout is what a file's name says of its layout.
-func layout(name string) string {
-	name = strings.ToLower(filepath.Base(name))
-	for _, ext := range []string{".gz", ".zst", ".zstd"} {
-		name = strings.TrimSuffix(name, ext)
-	}
-	switch filepath.Ext(name) {
-	case ".jsonl", ".ndjson":
-		return layoutLines
-	case ".txt", ".text", ".md", ".raw":
-		return layoutText
-	}
-	return layoutGuess
+	return p, compressed, nil
 }

@@ -160,7 +160,7 @@ func (x *experiment) tokenise(ctx context.Context) error {
 // pack makes the token set.
 func (x *experiment) pack(ctx context.Context) error {
 	x.dataset = x.path("tokens")
-	return pipelines.Tokenize(ctx, pipelines.TokenizeOptions{Inputs: x.Input, Tokenizer: x.tokenizer, SeqLen: x.Context, Validation: x.Validation, Sample: 1, Seed: x.Seed, Output: x.dataset})
+	return pipelines.Tokenize(ctx, pipelines.TokenizeOptions{Inputs: x.Input, Tokenizer: x.tokenizer, SeqLen: x.Context, Validation: x.Validation, Seed: x.Seed, Output: x.dataset})
 }
 
 // makePlan settles how many steps each training takes on this device.

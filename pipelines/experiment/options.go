@@ -48,7 +48,7 @@ type evalText struct{ Name, Path string }
 // flags declares the command's flags.
 func (o *options) flags(f *flag.FlagSet) {
 	f.StringVar(&o.Run, "run", "runs/experiment", "`folder` for everything the experiment makes; the same command goes on from what is there")
-	f.Func("input", "`globs` of text files, several with commas: plain or JSON lines, also with gzip or zstd (default the doc comments of the Go sources on this machine)", appendTo(&o.Input))
+	f.Func("input", "`globs` of text files, several with commas: all that pipelines/tokenize reads (default the doc comments of the Go sources on this machine)", appendTo(&o.Input))
 	f.StringVar(&o.Tokenizer, "tokenizer", "", "a Hugging Face `tokenizer.json` (default a byte-level BPE trained on the input)")
 	f.IntVar(&o.Vocab, "vocab", 2048, "`size` of the vocabulary of a BPE trained here")
 	f.StringVar(&o.Teacher, "teacher", "", "checkpoint `folder` of a GPT-NeoX (default one pre-trained here)")

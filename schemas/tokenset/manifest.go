@@ -77,7 +77,74 @@ type Manifest struct {
 	Validation float64           `json:"validation"` // share of those that went to the validation split
 	Splits     map[Split]*Counts `json:"splits"`
 	Inputs     []Input           `json:"inputs"`
-	Replaced   int64             `json:"replaced,omitempty"` // invalid parts of UTF-8 in the inputs, each read as U+FFFD
+	Replaced   int64             `json:"replaced,omitempty"` // invalid parts of UTF-8 in the inputs, each read as U+FFFD; by older versions only
+
+	// Corpus identifies the documents that were read, whatever files they came
+	// in: hex sha256, "" where an older version made the set.
+	Corpus string `json:"corpus,omitempty"`
+	// Sequences is how many sequences of the train split were asked for, drawn
+	// at random; 0: all.
+	Sequences int64 `json:"sequences,omitempty"`
+	// Subsets of the train split, each inside the next: the first shards.
+	Subsets []Subset `json:"subsets,omitempty"`
+	// Deduplicated says that of equal documents one was taken.
+	Deduplicated bool   `json:"deduplicated,omitempty"`
+	Duplicates   int64  `json:"duplicates,omitempty"` // documents left out for that
+	Clean        string `json:"clean,omitempty"`      // what was done to the text
+	// OnBad is what was to happen to a bad document, and Omitted what did.
+	OnBad       string   `json:"on_bad_document,omitempty"`
+	MaxDocument int64    `json:"max_document,omitempty"` // bytes of the longest one that was let in
+	ShardTokens int64    `json:"shard_tokens,omitempty"` // aimed at
+	Omitted     *Omitted `json:"omitted,omitempty"`
+}
+
+// Subset is a named part of the train split, drawn at random: its first shards.
+type Subset struct {
+	Name   string `json:"name"`
+	Tokens int64  `json:"tokens"` // that were asked for
+	Rows   int64  `json:"rows"`
+	Shards int    `json:"shards"`
+}
+
+// maxNamed is how many documents an Omitted names; it counts all.
+const maxNamed = 1000
+
+// Omitted is what of the input was not taken.
+type Omitted struct {
+	Empty int64            `json:"empty,omitempty"` // documents without text
+	Bad   map[string]int64 `json:"bad,omitempty"`   // by kind
+	Named []string         `json:"named,omitempty"` // the first of the bad ones: where, and what is wrong
+}
+
+// Add counts a bad document.
+func (o *Omitted) Add(kind, named string) {
+	if o.Bad == nil {
+		o.Bad = map[string]int64{}
+	}
+	o.Bad[kind]++
+	if len(o.Named) < maxNamed {
+		o.Named = append(o.Named, named)
+	}
+}
+
+// Merge adds what another part of the input counted.
+func (o *Omitted) Merge(p *Omitted) {
+	o.Empty += p.Empty
+	for kind, n := range p.Bad {
+		if o.Bad == nil {
+			o.Bad = map[string]int64{}
+		}
+		o.Bad[kind] += n
+	}
+	o.Named = append(o.Named, p.Named[:min(len(p.Named), maxNamed-len(o.Named))]...)
+}
+
+// Total is how many bad documents there were.
+func (o *Omitted) Total() (n int64) {
+	for _, k := range o.Bad {
+		n += k
+	}
+	return n
 }
 
 // ParseManifest reads and checks a manifest.json.
@@ -131,6 +198,26 @@ func (m *Manifest) Validate() error {
 	}
 	if len(names) == 0 {
 		return errors.New("no shards")
+	}
+	return m.validateSubsets()
+}
+
+// validateSubsets checks that each subset is whole shards and inside the next.
+func (m *Manifest) validateSubsets() error {
+	var rows int64
+	shards, seen := 0, map[string]bool{}
+	for _, s := range m.Subsets {
+		c := m.Splits[Train]
+		if c == nil || s.Name == "" || seen[s.Name] || s.Shards < shards || s.Shards > len(c.Shards) {
+			return fmt.Errorf("subset %q of %d shards", s.Name, s.Shards)
+		}
+		seen[s.Name] = true
+		for ; shards < s.Shards; shards++ {
+			rows += c.Shards[shards].Rows
+		}
+		if rows != s.Rows {
+			return fmt.Errorf("subset %q: %d rows, its shards have %d", s.Name, s.Rows, rows)
+		}
 	}
 	return nil
 }

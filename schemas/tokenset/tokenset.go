@@ -11,11 +11,16 @@
 // DuckDB and Hugging Face datasets read the files with no help. The same rows
 // give the same bytes.
 //
+// The documents of a split come in a random order, each ended by the end of
+// text, one after the other. A subset of the train split is its first shards:
+// `FOLDER#name` opens it as a set of its own.
+//
 // Everything that trains on a token set visits its sequences in the order that
 // Set.Order gives, a pure function of manifest, seed and epoch.
 package tokenset
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -24,6 +29,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 )
 
@@ -49,9 +55,14 @@ type loaded struct {
 	tokens []int32 // rows · seq_len
 }
 
-// Open opens the token set in a folder. Shards are read and their checksums
-// verified when Sequence first needs them.
+// Open opens the token set in a folder, or a subset of one, FOLDER#name. Shards
+// are read and their checksums verified when Sequence first needs them.
 func Open(dir string) (*Set, error) {
+	if i := strings.LastIndexByte(dir, '#'); i >= 0 {
+		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+			return openSubset(dir[:i], dir[i+1:])
+		}
+	}
 	data, err := os.ReadFile(filepath.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
@@ -69,6 +80,30 @@ func Open(dir string) (*Set, error) {
 		return nil, fmt.Errorf("token set %s: %w", dir, err)
 	}
 	return &Set{Manifest: m, dir: dir, fingerprint: m.Fingerprint()}, nil
+}
+
+// openSubset opens a part of the train split, with the whole validation split.
+func openSubset(dir, name string) (*Set, error) {
+	s, err := Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, sub := range s.Manifest.Subsets {
+		if sub.Name != name {
+			names = append(names, sub.Name)
+			continue
+		}
+		m := *s.Manifest
+		c := *m.Splits[Train]
+		c.Shards, c.Rows, c.Tokens = c.Shards[:sub.Shards], sub.Rows, sub.Rows*int64(m.SeqLen)
+		m.Splits = map[Split]*Counts{Train: &c}
+		if v := s.Manifest.Splits[Validation]; v != nil {
+			m.Splits[Validation] = v
+		}
+		return &Set{Manifest: &m, dir: dir, fingerprint: m.Fingerprint()}, nil
+	}
+	return nil, fmt.Errorf("token set %s: no subset %q; it has: %s", dir, name, cmp.Or(strings.Join(names, ", "), "none"))
 }
 
 // Fingerprint is the manifest's.

@@ -367,3 +367,45 @@ func FuzzShard(f *testing.F) {
 		}
 	})
 }
+
+func TestASubsetIsTheFirstShards(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a#b") // a folder may be called so
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	m := set(t, dir, 40, 25, 7)
+	m.Subsets = []Subset{{Name: "small", Tokens: 600, Rows: 40, Shards: 1}, {Name: "distill", Tokens: 1000, Rows: 65, Shards: 2}}
+	if err := WriteManifest(dir, m); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prints := map[string]bool{whole.Fingerprint(): true}
+	for name, rows := range map[string]int64{"small": 40, "distill": 65} {
+		s, err := Open(dir + "#" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if prints[s.Fingerprint()] {
+			t.Error("two sets of one fingerprint")
+		}
+		prints[s.Fingerprint()] = true
+		if s.Rows(Train) != rows || len(s.Order(Train, 1, 0)) != int(rows) || s.Rows(Validation) != 3 || !slices.Equal(s.IDs(Train), whole.IDs(Train)[:rows]) {
+			t.Errorf("%s: %d rows", name, s.Rows(Train))
+		}
+		if _, err := s.Sequence(Train, ID(2, 0)); err == nil {
+			t.Errorf("%s has a sequence of the third shard", name)
+		}
+	}
+	if _, err := Open(dir + "#none"); err == nil || !strings.Contains(err.Error(), "small, distill") {
+		t.Errorf("%v", err)
+	}
+	for what, s := range map[string][]Subset{"rows": {{Name: "a", Rows: 41, Shards: 1}}, "shards": {{Name: "a", Rows: 72, Shards: 4}}, "order": {m.Subsets[1], m.Subsets[0]}, "name": {{Rows: 40, Shards: 1}}} {
+		m.Subsets = s
+		if err := m.Validate(); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+}

@@ -1,0 +1,65 @@
+package transforms
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestPlanGroupsFilesInTheOrderOfTheirNames(t *testing.T) {
+	dir := t.TempDir()
+	for i, size := range []int{100, 200, 300, 1000, 50, 60} {
+		os.WriteFile(filepath.Join(dir, fmt.Sprintf("%d.txt", i)), bytes.Repeat([]byte("x"), size), 0o666)
+	}
+	os.WriteFile(filepath.Join(dir, "big.jsonl"), bytes.Repeat([]byte("\n"), 1300), 0o666)
+	os.Mkdir(filepath.Join(dir, "folder"), 0o777)
+	groups, err := Plan([]string{filepath.Join(dir, "[3-9].txt"), filepath.Join(dir, "*"), filepath.Join(dir, "0.txt")}, 500)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, g := range groups {
+		var s []string
+		for _, p := range g.Pieces {
+			s = append(s, fmt.Sprintf("%s %d-%d", filepath.Base(p.Name), p.Start, p.End))
+		}
+		got = append(got, strings.Join(s, ", "))
+	}
+	want := []string{"0.txt 0-100, 1.txt 0-200", "2.txt 0-300", "3.txt 0-1000", "4.txt 0-50, 5.txt 0-60", "big.jsonl 0-433", "big.jsonl 433-866", "big.jsonl 866-1300"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestPlanRefusesWhatItCannotRead(t *testing.T) {
+	dir := t.TempDir()
+	os.Mkdir(filepath.Join(dir, "sub"), 0o777)
+	for _, c := range []struct{ glob, want string }{
+		{filepath.Join(dir, "none"), "no such file"}, {filepath.Join(dir, "*.txt"), "no such file"}, {filepath.Join(dir, "sub"), "without files"},
+		{filepath.Join(dir, "*"), "folders only"}, {"[", "glob"}, {os.DevNull, "not a regular file"},
+	} {
+		if _, err := Plan([]string{c.glob}, 0); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.glob) {
+			t.Errorf("%s: %v, want %q", c.glob, err, c.want)
+		}
+	}
+	if _, err := Plan(nil, 0); err == nil {
+		t.Error("no globs: no error")
+	}
+}
+
+func TestAFolderIsAllFilesBelowIt(t *testing.T) {
+	dir := t.TempDir()
+	os.MkdirAll(filepath.Join(dir, "a", "b"), 0o777)
+	for _, name := range []string{"z.txt", "a/y.txt", "a/b/x.txt"} {
+		os.WriteFile(filepath.Join(dir, name), []byte("text"), 0o666)
+	}
+	names, err := expand([]string{dir, filepath.Join(dir, "z.txt")})
+	want := []string{filepath.Join(dir, "a/b/x.txt"), filepath.Join(dir, "a/y.txt"), filepath.Join(dir, "z.txt")}
+	if err != nil || !slices.Equal(names, want) {
+		t.Errorf("%q, %v; want %q", names, err, want)
+	}
+}
