@@ -226,6 +226,21 @@ func TestAWholeSetIsLeftAndAnotherRefused(t *testing.T) {
 	sameFiles(t, files(t, o.Output), before)
 }
 
+// cutAfterScan interrupts a run when it writes its third shard.
+func cutAfterScan(t *testing.T, o TokenizeOptions, ctx context.Context, cancel func()) {
+	t.Helper()
+	defer func() { durable.Fault = nil }()
+	shards := new(atomic.Int32)
+	durable.Fault = func(step, path string) {
+		if step == "rename" && strings.HasSuffix(path, ".parquet") && shards.Add(1) == 3 {
+			cancel()
+		}
+	}
+	if err := Tokenize(ctx, o); !errors.Is(err, ErrInterrupted) {
+		t.Fatalf("an interrupted run returns %v", err)
+	}
+}
+
 // A run that is cut short leaves no manifest and no temporaries of its own; the
 // next makes only the rest and ends in the same bytes.
 func TestResumeAfterInterruptIsByteIdentical(t *testing.T) {
@@ -235,17 +250,8 @@ func TestResumeAfterInterruptIsByteIdentical(t *testing.T) {
 
 	o := c.options("cut")
 	ctx, cancel := context.WithCancel(context.Background())
-	defer func() { durable.Fault = nil }()
-	shards := new(atomic.Int32)
-	durable.Fault = func(step, path string) {
-		if step == "rename" && strings.HasSuffix(path, ".parquet") && shards.Add(1) == 3 {
-			cancel()
-		}
-	}
-	err := Tokenize(ctx, o)
-	if !errors.Is(err, ErrInterrupted) {
-		t.Fatalf("an interrupted run returns %v", err)
-	}
+	defer cancel()
+	cutAfterScan(t, o, ctx, cancel)
 	left := files(t, o.Output)
 	if _, ok := left[tokenset.ManifestFile]; ok || len(left) < 2 || len(left) >= len(want) {
 		t.Fatalf("the interrupted run left %d files of %d", len(left), len(want))
@@ -262,6 +268,7 @@ func TestResumeAfterInterruptIsByteIdentical(t *testing.T) {
 	for name := range left {
 		damaged = filepath.Join(o.Output, name)
 	}
+	defer func() { durable.Fault = nil }()
 	os.WriteFile(damaged, []byte("PAR1 not whole"), 0o666)
 	os.WriteFile(filepath.Join(o.Output, ".train-00001-of-00005.parquet.tmp-ABCDEFGHIJKL"), []byte("part"), 0o666)
 	os.WriteFile(filepath.Join(o.Output, transforms.WorkFolder, "run-00000-99-AAAAAAAA"), []byte("part"), 0o666)

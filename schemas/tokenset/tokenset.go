@@ -89,7 +89,7 @@ func openSubset(dir, name string) (*Set, error) {
 		return nil, err
 	}
 	var names []string
-	for _, sub := range s.Manifest.Subsets {
+	for i, sub := range s.Manifest.Subsets {
 		if sub.Name != name {
 			names = append(names, sub.Name)
 			continue
@@ -97,7 +97,7 @@ func openSubset(dir, name string) (*Set, error) {
 		m := *s.Manifest
 		c := *m.Splits[Train]
 		c.Shards, c.Rows, c.Tokens = c.Shards[:sub.Shards], sub.Rows, sub.Rows*int64(m.SeqLen)
-		m.Splits = map[Split]*Counts{Train: &c}
+		m.Splits, m.Subsets = map[Split]*Counts{Train: &c}, m.Subsets[:i+1]
 		if v := s.Manifest.Splits[Validation]; v != nil {
 			m.Splits[Validation] = v
 		}

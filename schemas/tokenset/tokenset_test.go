@@ -395,6 +395,9 @@ func TestASubsetIsTheFirstShards(t *testing.T) {
 		if s.Rows(Train) != rows || len(s.Order(Train, 1, 0)) != int(rows) || s.Rows(Validation) != 3 || !slices.Equal(s.IDs(Train), whole.IDs(Train)[:rows]) {
 			t.Errorf("%s: %d rows", name, s.Rows(Train))
 		}
+		if err := s.Manifest.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 		if _, err := s.Sequence(Train, ID(2, 0)); err == nil {
 			t.Errorf("%s has a sequence of the third shard", name)
 		}
