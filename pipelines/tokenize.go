@@ -18,7 +18,6 @@ import (
 
 	"github.com/scavenge/scavenge/schemas/durable"
 	"github.com/scavenge/scavenge/schemas/report"
-	"github.com/scavenge/scavenge/schemas/tokenizer"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
 )
@@ -68,12 +67,9 @@ func (o TokenizeOptions) files() []string {
 
 // recipe checks the tokenizer and makes paths absolute.
 func (o TokenizeOptions) recipe() (r transforms.Recipe, err error) {
-	t, err := tokenizer.Load(o.Tokenizer)
+	t, err := transforms.LoadTokenizer(o.Tokenizer)
 	if err != nil {
 		return r, err
-	}
-	if _, ok := t.EndOfText(); !ok {
-		return r, fmt.Errorf("tokenizer %s: it has no token %s to end documents with", o.Tokenizer, tokenizer.EndOfText)
 	}
 	r = transforms.Recipe{Fingerprint: t.Fingerprint(), Vocab: t.Vocab(), SeqLen: o.SeqLen, Seed: o.Seed, Documents: o.Documents, Validation: o.Validation,
 		Deduplicate: o.Deduplicate, Sequences: o.Sequences, Subsets: o.Subsets, ShardTokens: o.ShardTokens, RunTokens: o.RunTokens,

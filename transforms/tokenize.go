@@ -2,6 +2,8 @@ package transforms
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,21 +136,39 @@ func (r Recipe) groupPath(i int) string { return r.work(fmt.Sprintf("group-%05d.
 // tokenizers keeps what this process has loaded, by fingerprint.
 var tokenizers sync.Map
 
+// LoadTokenizer reads a tokenizer.json that can end documents. The DoFns in
+// this process need not read it again.
+func LoadTokenizer(path string) (*tokenizer.Tokenizer, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("tokenizer: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	if t, ok := tokenizers.Load(hex.EncodeToString(sum[:])); ok {
+		return t.(*tokenizer.Tokenizer), nil
+	}
+	t, err := tokenizer.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("tokenizer %s: %w", path, err)
+	}
+	if _, ok := t.EndOfText(); !ok {
+		return nil, fmt.Errorf("tokenizer %s: it has no token %s to end documents with", path, tokenizer.EndOfText)
+	}
+	tokenizers.Store(t.Fingerprint(), t)
+	return t, nil
+}
+
 func loadTokenizer(path, fingerprint string) (*tokenizer.Tokenizer, error) {
 	if t, ok := tokenizers.Load(fingerprint); ok {
 		return t.(*tokenizer.Tokenizer), nil
 	}
-	t, err := tokenizer.Load(path)
+	t, err := LoadTokenizer(path)
 	if err != nil {
 		return nil, err
 	}
 	if t.Fingerprint() != fingerprint {
 		return nil, fmt.Errorf("tokenizer %s: not the file that this run was started with: its sha256 is %s, that was %s", path, t.Fingerprint(), fingerprint)
 	}
-	if _, ok := t.EndOfText(); !ok {
-		return nil, fmt.Errorf("tokenizer %s: it has no token %s to end documents with", path, tokenizer.EndOfText)
-	}
-	tokenizers.Store(fingerprint, t)
 	return t, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"sort"
 	"strings"
 )
@@ -126,7 +127,8 @@ func Parse(data []byte) (*Tokenizer, error) {
 		}
 	}
 	sum := sha256.Sum256(data)
-	t := &Tokenizer{file: bytes.Clone(data), fingerprint: hex.EncodeToString(sum[:]), merges: new(merges), endOfText: -1}
+	t := &Tokenizer{file: bytes.Clone(data), fingerprint: hex.EncodeToString(sum[:]), merges: new(merges), endOfText: -1,
+		encoders: make(chan *encoder, runtime.GOMAXPROCS(0))}
 	if n := d.Normalizer; n != nil {
 		if err := n.only("normalizer", "NFC", &struct{ Type string }{}); err != nil {
 			return nil, err

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/scavenge/scavenge/schemas/durable"
@@ -31,12 +30,12 @@ type Tokenizer struct {
 	tokens      [][]byte // bytes by id; nil where no token has the id
 	merges      *merges
 	nfc         bool
-	raw         *matcher // added tokens in raw text
-	normalized  *matcher // added tokens in normalized text
-	prefixSpace bool     // add_prefix_space
-	split       bool     // use_regex
-	endOfText   int32    // -1: none
-	encoders    sync.Pool
+	raw         *matcher      // added tokens in raw text
+	normalized  *matcher      // added tokens in normalized text
+	prefixSpace bool          // add_prefix_space
+	split       bool          // use_regex
+	endOfText   int32         // -1: none
+	encoders    chan *encoder // at rest
 }
 
 // Load reads a tokenizer.json.
@@ -86,12 +85,17 @@ func (t *Tokenizer) AppendEncode(dst []int32, text []byte) []int32 {
 	if !utf8.Valid(text) {
 		text, _ = ReplaceInvalid(text)
 	}
-	e, _ := t.encoders.Get().(*encoder)
-	if e == nil {
+	var e *encoder
+	select {
+	case e = <-t.encoders:
+	default:
 		e = &encoder{t: t, cache: newCache(), merger: merger{merges: t.merges}}
 	}
 	dst = e.raw(dst, text)
-	t.encoders.Put(e)
+	select {
+	case t.encoders <- e:
+	default: // more were at work at once than there are cores
+	}
 	return dst
 }
 
