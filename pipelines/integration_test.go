@@ -38,28 +38,48 @@ func build(t *testing.T, command string) string {
 
 // Over the portable protocol, with a job server in another process, the token
 // set is the same to the byte as with the runner in this process, and a DoFn's
-// error still reaches the user as one line.
+// error still reaches the user as one line. The DoFns run in the command's own
+// process, and in workers that a pool starts from the command's binary.
 func TestTokenizeOverAJobServerGivesTheSameBytes(t *testing.T) {
-	portable := []string{"--runner", "universal", "--endpoint", jobService(t), "--environment_type", "LOOPBACK"}
-	command, dir := build(t, "./tokenize"), t.TempDir()
-	var lines bytes.Buffer
-	for i := range 3000 {
-		fmt.Fprintf(&lines, "{\"text\": \"Document %d says that %d is not %d, and then it says a little more.\"}\n", i, i*i, i+1)
+	pool := os.Getenv("SCAVENGE_BEAM_POOL")
+	if pool == "" {
+		t.Fatal("SCAVENGE_BEAM_POOL is not set: host:port of a pool of Beam workers")
 	}
-	input := filepath.Join(dir, "input.jsonl")
-	if err := os.WriteFile(input, lines.Bytes(), 0o666); err != nil {
-		t.Fatal(err)
+	command := build(t, "./tokenize")
+	for name, environment := range map[string][]string{"loopback": {"--environment_type", "LOOPBACK"}, "worker pool": {"--environment_type", "EXTERNAL", "--environment_config", pool}} {
+		t.Run(name, func(t *testing.T) {
+			tokenizeOverAJobServer(t, command, append([]string{"--runner", "universal", "--endpoint", jobService(t)}, environment...))
+		})
 	}
-	tok, err := tokenizer.Train(func(yield func(string) bool) { yield(lines.String()) }, tokenizer.TrainOptions{Vocab: 400})
+}
+
+func tokenizeOverAJobServer(t *testing.T, command string, portable []string) {
+	dir := t.TempDir()
+	tok, err := tokenizer.Train(func(yield func(string) bool) {
+		yield("Document 12 says that 345 is not 6789, and then it says a little more. It is the last of them.")
+	}, tokenizer.TrainOptions{Vocab: 320})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := tok.Save(filepath.Join(dir, "tokenizer.json")); err != nil {
 		t.Fatal(err)
 	}
+	const broken = 7 // of the files, later
+	put := func(i int, more string) {
+		var lines bytes.Buffer
+		for j := range 300 {
+			fmt.Fprintf(&lines, "{\"text\": \"Document %d says that %d is not %d, and then it says a little more.\"}\n", i, j*j, j+i)
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("input-%d.jsonl", i)), append(lines.Bytes(), more...), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 10 {
+		put(i, "")
+	}
 	run := func(output string, more ...string) string {
-		args := append([]string{"--input", input, "--tokenizer", filepath.Join(dir, "tokenizer.json"), "--seq-len", "32", "--validation", "0.1",
-			"--shard-bytes", "40000", "--output", filepath.Join(dir, output)}, more...)
+		args := append([]string{"--input", filepath.Join(dir, "*.jsonl"), "--tokenizer", filepath.Join(dir, "tokenizer.json"), "--seq-len", "32", "--validation", "0.1",
+			"--shard-tokens", "10000", "--sample", "2000", "--output", filepath.Join(dir, output)}, more...)
 		out, err := exec.Command(command, args...).CombinedOutput()
 		if err != nil {
 			return strings.TrimSpace(string(out))
@@ -87,17 +107,17 @@ func TestTokenizeOverAJobServerGivesTheSameBytes(t *testing.T) {
 		}
 	}
 
-	broken := append(bytes.Clone(lines.Bytes()), "{\"text\": \"cut sho\n"...)
-	if err := os.WriteFile(input, broken, 0o666); err != nil {
-		t.Fatal(err)
-	}
+	put(broken, "{\"text\": \"cut sho\n")
 	out := run("broken", portable...)
 	last := out[strings.LastIndexByte(out, '\n')+1:]
-	if !strings.Contains(last, "input.jsonl") || !strings.Contains(last, "line") {
+	if !strings.Contains(last, fmt.Sprintf("input-%d.jsonl: line 301", broken)) {
 		t.Errorf("a broken line gave %q", last)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "broken", "manifest.json")); err == nil {
 		t.Error("a manifest was written for broken input")
+	}
+	if out := run("broken", append(portable, "--on-bad-document", "skip")...); out != "" {
+		t.Errorf("going on without the broken line: %s", out)
 	}
 }
 
