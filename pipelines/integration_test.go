@@ -38,17 +38,21 @@ func build(t *testing.T, command string) string {
 
 // Over the portable protocol, with a job server in another process, the token
 // set is the same to the byte as with the runner in this process, and a DoFn's
-// error still reaches the user as one line. The DoFns run in the command's own
-// process, and in workers that a pool starts from the command's binary.
+// error still reaches the user as one line. The job servers are Prism and the
+// Python SDK's; the DoFns run in the command's own process, and in workers that
+// a pool starts from the command's binary.
 func TestTokenizeOverAJobServerGivesTheSameBytes(t *testing.T) {
-	pool := os.Getenv("SCAVENGE_BEAM_POOL")
-	if pool == "" {
-		t.Fatal("SCAVENGE_BEAM_POOL is not set: host:port of a pool of Beam workers")
+	pool, python := os.Getenv("SCAVENGE_BEAM_POOL"), os.Getenv("SCAVENGE_BEAM_PYTHON")
+	if pool == "" || python == "" {
+		t.Fatal("SCAVENGE_BEAM_POOL or SCAVENGE_BEAM_PYTHON is not set: host:port of a pool of Beam workers, and of the Python SDK's job service")
 	}
 	command := build(t, "./tokenize")
-	for name, environment := range map[string][]string{"loopback": {"--environment_type", "LOOPBACK"}, "worker pool": {"--environment_type", "EXTERNAL", "--environment_config", pool}} {
+	for name, x := range map[string]struct{ service, environment, config string }{
+		"Prism loopback": {jobService(t), "LOOPBACK", ""}, "Prism worker pool": {jobService(t), "EXTERNAL", pool},
+		"Python loopback": {python, "LOOPBACK", ""}, "Python worker pool": {python, "EXTERNAL", pool},
+	} {
 		t.Run(name, func(t *testing.T) {
-			tokenizeOverAJobServer(t, command, append([]string{"--runner", "universal", "--endpoint", jobService(t)}, environment...))
+			tokenizeOverAJobServer(t, command, []string{"--runner", "universal", "--endpoint", x.service, "--environment_type", x.environment, "--environment_config", x.config})
 		})
 	}
 }
