@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/parquet-go/parquet-go"
 )
@@ -155,24 +156,34 @@ func appendTokens(tokens []int32, p parquet.Page, want, seqLen, vocab int) ([]in
 	if len(starts) != len(v) {
 		return nil, fmt.Errorf("%d repetition levels for %d tokens", len(starts), len(v))
 	}
+	begin := len(tokens)
+	column := begin % seqLen // counted on: a division a token would take longer than all else here
 	for i, level := range starts {
-		if first := (len(tokens)+i)%seqLen == 0; first != (level == 0) {
-			return nil, fmt.Errorf("row %d does not have %d tokens", (len(tokens)+i)/seqLen, seqLen)
+		if (column == 0) != (level == 0) {
+			return nil, fmt.Errorf("row %d does not have %d tokens", (begin+i)/seqLen, seqLen)
+		}
+		if column++; column == seqLen {
+			column = 0
 		}
 	}
-	begin := len(tokens)
 	if d := p.Dictionary(); d != nil {
 		data := d.Page().Data()
 		table := data.Int32()
-		for _, k := range v {
-			if k < 0 || int(k) >= len(table) {
+		for _, t := range table { // once, and not for each of its uses
+			if t < 0 || int(t) >= vocab {
+				return nil, fmt.Errorf("its dictionary has token id %d, outside the vocabulary of %d", t, vocab)
+			}
+		}
+		tokens = slices.Grow(tokens, len(v))[:begin+len(v)]
+		for i, k := range v {
+			if uint(k) >= uint(len(table)) {
 				return nil, fmt.Errorf("entry %d of a dictionary of %d", k, len(table))
 			}
-			tokens = append(tokens, table[k])
+			tokens[begin+i] = table[k]
 		}
-	} else {
-		tokens = append(tokens, v...)
+		return tokens, nil
 	}
+	tokens = append(tokens, v...)
 	for i, t := range tokens[begin:] {
 		if t < 0 || int(t) >= vocab {
 			return nil, fmt.Errorf("row %d: token id %d is outside the vocabulary of %d", (begin+i)/seqLen, t, vocab)
