@@ -86,10 +86,22 @@ func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transfo
 	// The SDK panics on a deadline, so it only ever sees a cancellation.
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
-	launch := transforms.NewLaunch(inner)
+	tasks, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	launch := transforms.NewLaunch(tasks)
 	launch.Notice = r.notice
 	defer launch.Close()
+	// DoFns end at once. Beam is told when the first of them has begun: Prism
+	// ends the process where a job is cancelled before its worker is there.
+	defer context.AfterFunc(ctx, func() {
+		stop()
+		select {
+		case <-launch.Begun():
+		case <-time.After(startPatience): // the workers are elsewhere
+		case <-inner.Done():
+		}
+		cancel()
+	})()
 
 	p, s := beam.NewPipelineWithRoot()
 	build(s, launch.ID)
@@ -113,6 +125,10 @@ func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transfo
 		return fmt.Errorf("runner %s: %s", name, innermost(err.Error()))
 	}
 }
+
+// startPatience is how long a cancelled run waits for a DoFn to begin in this
+// process.
+const startPatience = 5 * time.Second
 
 // every calls f at each interval and once more when stopped.
 func every(interval time.Duration, f func()) (stop func()) {

@@ -70,6 +70,22 @@ func TestADeadlineInterrupts(t *testing.T) {
 	}
 }
 
+// Prism ends the process where a job is cancelled before its worker is there.
+func TestACancellationAtAnyMomentInterrupts(t *testing.T) {
+	for _, delay := range []time.Duration{0, 1, 2, 5, 10, 20, 50} {
+		ctx, cancel := context.WithCancel(context.Background())
+		stop := time.AfterFunc(delay*time.Millisecond, cancel)
+		err := Runner{}.Run(ctx, func(s beam.Scope, launch transforms.LaunchID) {
+			beam.ParDo0(s, &failFn{Launch: launch, Wait: true}, beam.Impulse(s))
+		}, nil)
+		stop.Stop()
+		cancel()
+		if !errors.Is(err, ErrInterrupted) {
+			t.Errorf("cancelled after %d ms: %v, want %v", delay, err, ErrInterrupted)
+		}
+	}
+}
+
 func TestRunnerIsValidated(t *testing.T) {
 	endpoint := *jobopts.Endpoint
 	defer func() { *jobopts.Endpoint = endpoint }()

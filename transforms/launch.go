@@ -26,6 +26,9 @@ type Launch struct {
 	done   atomic.Int64
 	tokens atomic.Int64
 
+	first sync.Once
+	begun chan struct{} // closed when the first task begins
+
 	mu      sync.Mutex
 	running int
 	ended   *sync.Cond // a task ended
@@ -39,7 +42,7 @@ var launches sync.Map // LaunchID → *Launch, those open in this process
 
 // NewLaunch opens a launch that lasts until Close.
 func NewLaunch(ctx context.Context) *Launch {
-	l := &Launch{ID: LaunchID(rand.Text()), ctx: ctx}
+	l := &Launch{ID: LaunchID(rand.Text()), ctx: ctx, begun: make(chan struct{})}
 	l.ended = sync.NewCond(&l.mu)
 	launches.Store(l.ID, l)
 	return l
@@ -65,6 +68,9 @@ func (l *Launch) Close() {
 // many tokens the DoFns in this process have done.
 func (l *Launch) Progress() (done, tokens int64) { return l.done.Load(), l.tokens.Load() }
 
+// Begun is closed when a DoFn in this process has begun.
+func (l *Launch) Begun() <-chan struct{} { return l.begun }
+
 // Err is the first error of a DoFn in this process.
 func (l *Launch) Err() error {
 	l.mu.Lock()
@@ -87,6 +93,7 @@ func (id LaunchID) Begin(ctx context.Context) (context.Context, *Task) {
 	t := &Task{cancel: cancel, stop: func() bool { return true }}
 	if l, ok := launches.Load(id); ok {
 		t.launch = l.(*Launch)
+		t.launch.first.Do(func() { close(t.launch.begun) })
 		t.launch.mu.Lock()
 		t.launch.running++
 		t.launch.mu.Unlock()
