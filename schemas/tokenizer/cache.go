@@ -17,7 +17,7 @@ type cache struct {
 const (
 	shortBytes   = 15      // longest pre-token of a shortEntry
 	shortIDs     = 4       // most tokens of one
-	shortEntries = 1 << 17 // 4 MiB
+	shortEntries = 1 << 16 // 2 MiB
 	longBytes    = 128     // longest pre-token that is kept at all
 	longEntries  = 1 << 13 // at most about 5 MiB
 )
