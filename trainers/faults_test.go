@@ -169,7 +169,7 @@ func TestMixedProducersGiveOneStream(t *testing.T) {
 	dir := testSet(t, 8)
 	b := startBroker(t)
 	plan := testPlan(t, dir, 3, 16)
-	want := inlineBatches(t, plan, []int{0, 1}, "F16")
+	want := teachersBatches(t, plan, []int{0, 1}, "F16")
 	for seed := range uint64(6) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		p := newProducer(t, b, dir)
@@ -274,7 +274,7 @@ func overBreaking(t *testing.T, silent bool, more int64) {
 	p := newProducer(t, embeddedBroker(t), dir)
 	p.write(t)
 	plan := testPlan(t, dir, 3, 16)
-	want := inlineBatches(t, plan, []int{0, 1}, "F16")
+	want := teachersBatches(t, plan, []int{0, 1}, "F16")
 	dial := dialBroker
 	defer func() { dialBroker = dial }()
 	var made, broken atomic.Int64

@@ -122,7 +122,7 @@ func TestDamagedRecordsAreLeftOutAndKept(t *testing.T) {
 		plan := testPlan(t, dir, 4, 24)
 		plan.Shuffle = c.shuffle
 		what := fmt.Sprintf("%s, window %d", c.source, c.shuffle.Window)
-		want := leaveOut(inlineBatches(t, plan, []int{0, 1}, dtype.Float16), 8, func(epoch int, id int64) bool {
+		want := leaveOut(teachersBatches(t, plan, []int{0, 1}, dtype.Float16), 8, func(epoch int, id int64) bool {
 			return (id == flipped || id == cut) && (epoch == 0 || c.source == FromReplay)
 		})
 		open := func(start Position, cache string) (Source, error) {

@@ -48,7 +48,7 @@ func TestAllSourcesGiveTheSameBatches(t *testing.T) {
 		}
 		plan.Shuffle = c.shuffle
 		what := fmt.Sprintf("%d partitions, window %d: ", c.partitions, c.shuffle.Window)
-		want := inlineBatches(t, plan, c.layers, dtype.Float16)
+		want := teachersBatches(t, plan, c.layers, dtype.Float16)
 		s, err := NewTokenSource(plan)
 		got, _ := drain(t, s, err)
 		sameBatches(t, what+"tokens", got, stripped(want))
@@ -141,7 +141,7 @@ func TestDamagedCacheIsMendedFromKafka(t *testing.T) {
 	p.to = 1
 	p.write(t)
 	plan := testPlan(t, dir, 3, 24)
-	want := inlineBatches(t, plan, []int{0}, dtype.Float16)
+	want := teachersBatches(t, plan, []int{0}, dtype.Float16)
 	for name, c := range map[string]struct {
 		batches int
 		damage  func(data []byte) []byte
