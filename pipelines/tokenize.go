@@ -78,12 +78,19 @@ func (o TokenizeOptions) recipe() (r transforms.Recipe, err error) {
 // run runs the pipeline.
 func (w *workplace) run(ctx context.Context) error {
 	var bar *report.Bar
+	total, counted := 2*w.r.InputBytes, int64(0) // each byte is read, and written as tokens
 	if !w.o.Quiet {
-		bar = report.NewBar("tokenize", 2*w.r.InputBytes) // each byte is read, and written as tokens
+		bar = report.NewBar("tokenize", total)
 	}
 	err := w.o.Runner.Run(ctx, func(s beam.Scope, launch transforms.LaunchID) {
 		transforms.Tokenize(s, launch, w.r)
-	}, func(bytes, tokens int64) { bar.Set(bytes, tokens, math.NaN()) })
+	}, func(bytes, tokens int64) {
+		counted = tokens
+		bar.Set(bytes, tokens, math.NaN())
+	})
+	if err == nil { // shares of bytes were rounded, and duplicates are not written
+		bar.Set(total, counted, math.NaN())
+	}
 	bar.Done()
 	if err != nil {
 		return err
