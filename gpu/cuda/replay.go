@@ -110,13 +110,6 @@ func (p *pass) capture(c *captured, parts ...func()) {
 	}
 }
 
-// note keeps an error that did not come from the queue itself.
-func (q *queue) note(err error) {
-	if q.err == nil {
-		q.err = err
-	}
-}
-
 // forget destroys the model's graphs. The kinds of step stay known.
 func (m *model) forget() error {
 	var errs []error
