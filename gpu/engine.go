@@ -49,8 +49,8 @@ type Options struct {
 	Optimizer AdamW // the zero value is PaperAdamW
 	// PrefixCache is the device memory, in bytes, that may hold what frozen
 	// blocks computed for a sequence, for layer-mse steps that meet it again
-	// (Step.IDs); below 0: most of what is free. Results do not depend on it, and
-	// an engine may do without.
+	// (Step.IDs); at most, and below 0, most of what is free. Results do not depend
+	// on it, and an engine may do without.
 	PrefixCache int64
 }
 

@@ -124,7 +124,7 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 		return s, err
 	}
 	l := &loop{Run: o.Run, kind: "distill", stages: stages}
-	return l.train(ctx, e, f, student, gpu.Options{Optimizer: gpu.PaperAdamW(), PrefixCache: -1})
+	return l.train(ctx, e, f, student, gpu.Options{Optimizer: gpu.PaperAdamW(), PrefixCache: d.prefixBytes()})
 }
 
 // distillation is a Distill with its inputs at hand.
@@ -135,6 +135,16 @@ type distillation struct {
 	fingerprint string            // the teacher's
 	beside      gpu.Model         // the teacher on the device, where the source is inline
 	typ         dtype.Type        // what its outputs are rounded to
+}
+
+// prefixBytes is what the residual stream in front of one layer takes for all
+// training sequences: more than that no device need keep.
+func (d *distillation) prefixBytes() int64 {
+	element := int64(dtype.Float32.Size())
+	if d.Precision == gpu.BFloat16 {
+		element = int64(dtype.BFloat16.Size())
+	}
+	return d.set.Rows(tokenset.Train) * int64(d.set.Manifest.SeqLen) * int64(d.config.Dim) * element
 }
 
 func (d *distillation) schedule() string {

@@ -86,20 +86,19 @@ func (m *model) reserve(length int) error {
 		return err
 	}
 	c.length = length
-	bytes := m.options.PrefixCache
-	if bytes < 0 { // most of what is free
-		free, _, err := cu.MemInfo()
-		if err != nil {
-			return err
-		}
-		bytes = free - free/10 - 1<<30
+	free, _, err := cu.MemInfo()
+	if err != nil {
+		return err
+	}
+	bytes, most := m.options.PrefixCache, free-free/10-1<<30
+	if bytes < 0 || bytes > most {
+		bytes = most
 	}
 	each := m.element.size() * int64(length) * int64(m.config.Dim)
 	c.limit = int(max(0, bytes) / each)
 	if c.limit == 0 {
 		return nil
 	}
-	var err error
 	c.cache, err = m.engine.device.alloc(each*int64(c.limit), fmt.Sprintf("the frozen prefix's output for %d sequences", c.limit))
 	return err
 }
