@@ -9,6 +9,7 @@
 // rotated so that nothing is found in the L2 cache. Floors are bytes read and
 // written once, over 3.0 TB/s.
 #include "../longconv_tensor.cu"
+#include "harness.cuh"
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,36 +20,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#define CHECK(call)                                                                                      \
-  do {                                                                                                   \
-    cudaError_t e = (call);                                                                              \
-    if (e != cudaSuccess) fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e)), exit(1); \
-  } while (0)
-
-static bool failed = false;
-
-template <class T> struct Buffer {
-  T *p = nullptr;
-  size_t n = 0;
-  explicit Buffer(size_t n) : n(n) { CHECK(cudaMalloc(&p, n * sizeof(T))); poison(); }
-  explicit Buffer(const std::vector<T> &v) : Buffer(v.size()) { CHECK(cudaMemcpy(p, v.data(), n * sizeof(T), cudaMemcpyHostToDevice)); }
-  Buffer(const Buffer &) = delete;
-  ~Buffer() { cudaFree(p); }
-  void poison() { CHECK(cudaMemset(p, 0xff, n * sizeof(T))); }  // NaN in either type
-  std::vector<T> host() const {
-    std::vector<T> v(n);
-    CHECK(cudaMemcpy(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-    return v;
-  }
-};
-
-static void parallel(int n, const std::function<void(int)> &f) {
-  std::vector<std::thread> t;
-  const int workers = std::max(1u, std::thread::hardware_concurrency());
-  for (int w = 0; w < workers; w++) t.emplace_back([=] { for (int i = w; i < n; i += workers) f(i); });
-  for (auto &x : t) x.join();
-}
 
 struct Case {
   int batch, dim, length;

@@ -11,6 +11,7 @@
 // times a range of slices as well, `longconv_stages profile` runs once.
 #include "../longconv.cu"
 #include "../longconv_stages.cu"
+#include "harness.cuh"
 #include <algorithm>
 #include <cmath>
 #include <complex>
@@ -22,29 +23,6 @@
 #include <thread>
 #include <type_traits>
 #include <vector>
-
-#define CHECK(call)                                                                                      \
-  do {                                                                                                   \
-    cudaError_t e = (call);                                                                              \
-    if (e != cudaSuccess) fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e)), exit(1); \
-  } while (0)
-
-static bool failed = false;
-
-template <class T> struct Buffer {
-  T *p = nullptr;
-  size_t n = 0;
-  explicit Buffer(size_t n) : n(n) { CHECK(cudaMalloc(&p, n * sizeof(T))); poison(); }
-  explicit Buffer(const std::vector<T> &v) : Buffer(v.size()) { CHECK(cudaMemcpy(p, v.data(), n * sizeof(T), cudaMemcpyHostToDevice)); }
-  Buffer(const Buffer &) = delete;
-  ~Buffer() { cudaFree(p); }
-  void poison() { CHECK(cudaMemset(p, 0xff, n * sizeof(T))); }  // NaN in every type
-  std::vector<T> host() const {
-    std::vector<T> v(n);
-    CHECK(cudaMemcpy(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-    return v;
-  }
-};
 
 static int points(int length) {
   int p = 256;

@@ -17,6 +17,7 @@
 #include "../mlp_hopper.cu"
 #include "../reduce.cu"
 #include "lt.h"
+#include "harness.cuh"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -26,31 +27,7 @@
 #include <memory>
 #include <vector>
 
-#define CHECK(call)                                                                                      \
-  do {                                                                                                   \
-    cudaError_t e = (call);                                                                              \
-    if (e != cudaSuccess) fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e)), exit(1); \
-  } while (0)
-
-static bool failed = false;
 static int multiprocessors;
-
-template <class T> struct Buffer {
-  T *p = nullptr;
-  size_t n;
-  explicit Buffer(size_t n) : n(n) {
-    CHECK(cudaMalloc(&p, n * sizeof(T)));
-    poison();
-  }
-  Buffer(const Buffer &) = delete;
-  ~Buffer() { cudaFree(p); }
-  void poison() { CHECK(cudaMemset(p, 0xff, n * sizeof(T))); }  // NaN in every type
-  std::vector<T> host() const {
-    std::vector<T> v(n);
-    CHECK(cudaMemcpy(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-    return v;
-  }
-};
 
 // ---- random data and float64 computations, one thread an element
 
