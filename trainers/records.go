@@ -70,6 +70,11 @@ func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (
 		if err == nil {
 			err = s.check(r, t.layer)
 		}
+		if err == nil && r.Control != 0 {
+			if err = s.control(r, m, want); err == nil {
+				continue
+			}
+		}
 		if err == nil {
 			taken, err = s.accept(r, want)
 		}
@@ -81,6 +86,19 @@ func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (
 		}
 		s.duplicates.Add(1)
 	}
+}
+
+// control hears what a control record tells where a place's record is wanted.
+// A producer that has ended may go on later, so its end is no error.
+func (s *stream) control(r *activation.Record, m kafka.Message, want place) error {
+	epoch := int64(r.Epoch)
+	switch {
+	case r.Control == activation.EndOfEpoch && epoch >= want.epoch:
+		return fmt.Errorf("epoch %d ends here, and %v has not come: records are missing, or the producer's --seed is not this run's %d", epoch, want, s.plan.Seed)
+	case r.Control == activation.EndOfStream && m.Offset+1 >= m.HighWaterMark:
+		s.notice("topic %s: partition %d: the producer has ended the stream, and this run wants more (%v): waiting up to %v for it to go on (pipelines/teach with more --epochs or --sequences)", m.Topic, m.Partition, want, s.Stall)
+	}
+	return nil
 }
 
 // accept tells whether a record is the wanted one (true) or one that was

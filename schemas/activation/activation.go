@@ -24,8 +24,12 @@ import (
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
 
-// Version is the format version of this package.
-const Version = 1
+// Version is the format version of this package, and controlVersion that of
+// control records: programs that do not know them say so.
+const (
+	Version        = 1
+	controlVersion = 2
+)
 
 // maxLength and maxDim bound a record; both are far above any model's.
 const (
@@ -50,6 +54,34 @@ type Record struct {
 	Tokens     []int32    // Length
 	Values     []byte     // Length·Dim elements, little-endian
 	Scales     []float32  // Int8 only: one a token, value = int8 · scale
+
+	// Control says that this is no sequence's record. It has the shape of the
+	// topic's records, and neither tokens nor values.
+	Control Control
+	// Records, of a control record: how many sequences of its epoch are in its
+	// partition before it.
+	Records int64
+}
+
+// Control is what a control record tells of its partition.
+type Control uint8
+
+// The kinds of control records.
+const (
+	EndOfEpoch  Control = 1 + iota // all of Epoch's sequences are there
+	EndOfStream                    // the producer has sent all that it was told to; the last is of Epoch
+)
+
+func (c Control) String() string {
+	switch c {
+	case 0:
+		return "record"
+	case EndOfEpoch:
+		return "end of epoch"
+	case EndOfStream:
+		return "end of stream"
+	}
+	return fmt.Sprintf("control %d", uint8(c))
 }
 
 var types = map[dtype.Type]activationpb.Record_Type{
@@ -70,6 +102,12 @@ func typeOf(n uint64) (dtype.Type, bool) {
 
 // Validate says what of a record contradicts itself.
 func (r *Record) Validate() error {
+	if r.Control != 0 {
+		return r.validateControl()
+	}
+	if r.Records != 0 {
+		return fmt.Errorf("activation record: it counts %d records", r.Records)
+	}
 	if r.Layer == Tokens && (r.Teacher != "" || r.Dim != 0 || r.Type != "" || len(r.Values) > 0 || len(r.Scales) > 0) {
 		return errors.New("token record: it has a teacher or activations")
 	}
@@ -105,6 +143,31 @@ func (r *Record) Validate() error {
 	return nil
 }
 
+// validateControl says what of a control record contradicts itself.
+func (r *Record) validateControl() error {
+	switch {
+	case r.Control > EndOfStream:
+		return fmt.Errorf("control record: of kind %d", r.Control)
+	case r.SequenceID != 0 || len(r.Tokens)+len(r.Scales)+len(r.Values) > 0:
+		return errors.New("control record: it has a sequence")
+	case r.Records < 0 || r.Epoch < 0 || r.Layer < Tokens || r.Layer > math.MaxInt32:
+		return fmt.Errorf("control record: %d records of layer %d in epoch %d", r.Records, r.Layer, r.Epoch)
+	case r.Length < 1 || r.Length > maxLength || r.Dim < 0 || r.Dim > maxDim || (r.Dim == 0) != (r.Layer == Tokens) || (types[r.Type] == 0) != (r.Layer == Tokens):
+		return fmt.Errorf("control record: layer %d of records of %d × %d of type %q", r.Layer, r.Length, r.Dim, r.Type)
+	case r.Layer == Tokens && r.Teacher != "":
+		return errors.New("control record: token records have no teacher")
+	}
+	return nil
+}
+
+// version is the field version.
+func (r *Record) version() uint64 {
+	if r.Control != 0 {
+		return controlVersion
+	}
+	return Version
+}
+
 // wireLayer is the field layer.
 func (r *Record) wireLayer() uint64 { return uint64(max(0, r.Layer)) }
 
@@ -113,7 +176,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // checksum is the field crc32c; see activation.proto for what it covers.
 func (r *Record) checksum() uint32 {
 	buf := make([]byte, 0, 7*8+4*len(r.Tokens)+4*len(r.Scales))
-	for _, v := range []uint64{Version, r.wireLayer(), uint64(r.Epoch), uint64(r.SequenceID), uint64(r.Length), uint64(r.Dim), uint64(types[r.Type])} {
+	for _, v := range []uint64{r.version(), r.wireLayer(), uint64(r.Epoch), uint64(r.SequenceID), uint64(r.Length), uint64(r.Dim), uint64(types[r.Type])} {
 		buf = binary.LittleEndian.AppendUint64(buf, v)
 	}
 	for _, v := range r.Tokens {
@@ -121,6 +184,10 @@ func (r *Record) checksum() uint32 {
 	}
 	for _, v := range r.Scales {
 		buf = binary.LittleEndian.AppendUint32(buf, math.Float32bits(v))
+	}
+	if r.Control != 0 {
+		buf = binary.LittleEndian.AppendUint64(buf, uint64(r.Control))
+		buf = binary.LittleEndian.AppendUint64(buf, uint64(r.Records))
 	}
 	return crc32.Update(crc32.Checksum(buf, castagnoli), castagnoli, r.Values)
 }
@@ -182,8 +249,8 @@ func (r *Record) Decode() ([]float32, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	if r.Layer == Tokens {
-		return nil, errors.New("token record: it has no activations")
+	if r.Layer == Tokens || r.Control != 0 {
+		return nil, errors.New("token or control record: it has no activations")
 	}
 	x := make([]float32, r.Length*r.Dim)
 	if r.Type != dtype.Int8 {

@@ -5,7 +5,7 @@
     python read.py --brokers 127.0.0.1:9092 --topic demo.layer-0 --limit 3
 
 schemas/activation.proto is the format; a Protobuf compiler makes a reader of it
-in any language. This one needs none: a record is thirteen fields. Use it as a
+in any language. This one needs none: a record is fifteen fields. Use it as a
 module, too:
 
     for record in read("127.0.0.1:9092", "demo.layer-0"):
@@ -21,6 +21,7 @@ import struct
 import numpy as np
 
 TYPES = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("<u2"), 4: np.dtype("i1")}  # FLOAT32, FLOAT16, BFLOAT16 (upper halves), INT8
+CONTROLS = {0: None, 1: "end of epoch", 2: "end of stream"}
 NAMES = {0: None, 1: "float32", 2: "float16", 3: "bfloat16", 4: "int8"}
 
 
@@ -79,8 +80,9 @@ def crc32c(data):
 def parse(data, check=True):
     """A record as a dict; check=False leaves the checksum alone."""
     f = dict(fields(data))
-    if f.get(1) != 1:
-        raise ValueError(f"version {f.get(1)}: this program reads version 1")
+    control = f.get(14, 0)
+    if f.get(1) != (2 if control else 1):
+        raise ValueError(f"version {f.get(1)}: this program reads version 1, and 2 of control records")
     length, dim, kind = f.get(7, 0), f.get(8, 0), f.get(9, 0)
     tokens, at = [], 0
     packed = f.get(10, b"")
@@ -91,11 +93,12 @@ def parse(data, check=True):
     scales = np.frombuffer(f.get(11, b""), dtype="<f4")
     raw = f.get(13, b"")
     if check:
-        head = struct.pack("<7Q", 1, f.get(4, 0), f.get(5, 0), f.get(6, 0), length, dim, kind)
-        if crc32c(head + tokens.tobytes() + scales.tobytes() + raw) != f.get(12, 0):
+        head = struct.pack("<7Q", f[1], f.get(4, 0), f.get(5, 0), f.get(6, 0), length, dim, kind)
+        tail = struct.pack("<2Q", control, f.get(15, 0)) if control else b""
+        if crc32c(head + tokens.tobytes() + scales.tobytes() + raw + tail) != f.get(12, 0):
             raise ValueError("the record is damaged: its checksum does not fit")
     values = None
-    if kind:
+    if kind and not control:
         values = np.frombuffer(raw, dtype=TYPES[kind]).reshape(length, dim)
         if kind == 3:
             values = (values.astype("<u4") << 16).view("<f4")
@@ -105,11 +108,12 @@ def parse(data, check=True):
     return {
         "teacher": f.get(2, b"").decode(), "token_set": f.get(3, b"").decode(), "layer": f.get(4, 0), "epoch": f.get(5, 0),
         "sequence": f.get(6, 0), "type": NAMES[kind], "tokens": tokens, "values": values,
+        "control": CONTROLS[control], "records": f.get(15, 0),
     }
 
 
-def read(brokers, topic, check=True, **more):
-    """All records that a topic holds now; more goes to KafkaConsumer (security_protocol, ssl_cafile, sasl_mechanism, ...)."""
+def read(brokers, topic, check=True, controls=False, **more):
+    """All records that a topic holds now, with controls those that tell of the others too; more goes to KafkaConsumer (security_protocol, ssl_cafile, sasl_mechanism, ...)."""
     from kafka import KafkaConsumer, TopicPartition
 
     consumer = KafkaConsumer(bootstrap_servers=brokers.split(","), enable_auto_commit=False, max_partition_fetch_bytes=64 << 20, fetch_max_bytes=64 << 20, **more)
@@ -123,7 +127,9 @@ def read(brokers, topic, check=True, **more):
         while any(consumer.position(p) < end[p] for p in parts):
             for messages in consumer.poll(timeout_ms=1000).values():
                 for m in messages:
-                    yield {**parse(m.value, check), "partition": m.partition, "offset": m.offset}
+                    record = parse(m.value, check)
+                    if controls or not record["control"]:
+                        yield {**record, "partition": m.partition, "offset": m.offset}
     finally:
         consumer.close()
 

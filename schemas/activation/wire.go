@@ -23,6 +23,8 @@ const (
 	fieldScales
 	fieldChecksum
 	fieldValues
+	fieldControl
+	fieldRecords
 )
 
 // Marshal is a record's bytes on the wire. Values are copied once.
@@ -43,18 +45,24 @@ func Marshal(r *Record) ([]byte, error) {
 	header := func(field protowire.Number, size int) {
 		b = protowire.AppendVarint(protowire.AppendTag(b, field, protowire.BytesType), uint64(size))
 	}
-	varint(fieldVersion, Version)
-	header(fieldTeacher, len(r.Teacher))
-	b = append(b, r.Teacher...)
-	header(fieldTokenSet, len(r.TokenSet))
-	b = append(b, r.TokenSet...)
+	varint(fieldVersion, r.version())
+	text := func(field protowire.Number, v string) {
+		if v != "" {
+			header(field, len(v))
+			b = append(b, v...)
+		}
+	}
+	text(fieldTeacher, r.Teacher)
+	text(fieldTokenSet, r.TokenSet)
 	varint(fieldLayer, r.wireLayer())
 	varint(fieldEpoch, uint64(r.Epoch))
 	varint(fieldSequence, uint64(r.SequenceID))
 	varint(fieldLength, uint64(r.Length))
 	varint(fieldDim, uint64(r.Dim))
 	varint(fieldType, uint64(types[r.Type]))
-	header(fieldTokens, tokens)
+	if tokens > 0 {
+		header(fieldTokens, tokens)
+	}
 	for _, t := range r.Tokens {
 		b = protowire.AppendVarint(b, uint64(int64(t)))
 	}
@@ -68,7 +76,10 @@ func Marshal(r *Record) ([]byte, error) {
 	if len(r.Values) > 0 {
 		header(fieldValues, len(r.Values))
 	}
-	return append(b, r.Values...), nil
+	b = append(b, r.Values...)
+	varint(fieldControl, uint64(r.Control))
+	varint(fieldRecords, uint64(r.Records))
+	return b, nil
 }
 
 // ErrDamaged is wrapped by Unmarshal's error about bytes that are not what
@@ -90,8 +101,11 @@ func Unmarshal(data []byte) (*Record, error) {
 	if p.version == 0 { // no record has it: these are not a record's bytes
 		return nil, fmt.Errorf("activation record: %w: it has no version", ErrDamaged)
 	}
-	if p.version != Version {
-		return nil, fmt.Errorf("activation record: version %d: this program reads version %d", p.version, Version)
+	if p.version != Version && p.version != controlVersion {
+		return nil, fmt.Errorf("activation record: version %d: this program reads version %d, and %d of control records", p.version, Version, controlVersion)
+	}
+	if p.version != r.version() {
+		return nil, fmt.Errorf("activation record: %w: version %d of a %v", ErrDamaged, p.version, r.Control)
 	}
 	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -148,7 +162,7 @@ func (p *parser) parse(data []byte) error {
 
 func (p *parser) varint(field protowire.Number, v uint64) error {
 	r := p.record
-	if v > math.MaxInt64 && field <= fieldType {
+	if v > math.MaxInt64 && (field <= fieldType || field == fieldControl || field == fieldRecords) {
 		return fmt.Errorf("field %d is out of range", field)
 	}
 	switch field {
@@ -170,6 +184,10 @@ func (p *parser) varint(field protowire.Number, v uint64) error {
 			return fmt.Errorf("values of type %d", v)
 		}
 		r.Type = t
+	case fieldControl:
+		r.Control = Control(min(v, math.MaxUint8))
+	case fieldRecords:
+		r.Records = int64(v)
 	case fieldTokens: // one at a time: valid Protobuf, though we never write it
 		return p.token(v)
 	}

@@ -40,6 +40,7 @@ type Set struct {
 
 	dir         string
 	fingerprint string
+	base        int64 // the number of its first shard, in a Series
 
 	mu    sync.Mutex
 	cache []*loaded // newest first
@@ -120,13 +121,16 @@ func (s *Set) Rows(split Split) int64 {
 // ID is the sequence_id of a row of a shard.
 func ID(shard int, row int64) int64 { return int64(shard)<<32 | row }
 
+// id is the sequence id of a row of a shard of this set.
+func (s *Set) id(shard int, row int64) int64 { return ID(int(s.base)+shard, row) }
+
 // IDs lists a split's sequences as the shards hold them.
 func (s *Set) IDs(split Split) []int64 {
 	ids := make([]int64, 0, s.Rows(split))
 	if c := s.Manifest.Splits[split]; c != nil {
 		for i, shard := range c.Shards {
 			for row := range shard.Rows {
-				ids = append(ids, ID(i, row))
+				ids = append(ids, s.id(i, row))
 			}
 		}
 	}
@@ -157,7 +161,7 @@ func (s *Set) Order(split Split, seed, epoch int64) []int64 {
 	for _, i := range shards {
 		start := len(ids)
 		for row := range c.Shards[i].Rows {
-			ids = append(ids, ID(int(i), row))
+			ids = append(ids, s.id(int(i), row))
 		}
 		shuffle(r, ids[start:])
 	}
@@ -178,8 +182,8 @@ func shuffle(r *rand.PCG, v []int64) {
 // and, where the file is damaged, the row group.
 func (s *Set) Sequence(split Split, id int64) ([]int32, error) {
 	c := s.Manifest.Splits[split]
-	shard, row := id>>32, id&(1<<32-1)
-	if c == nil || id < 0 || shard >= int64(len(c.Shards)) || row >= c.Shards[shard].Rows {
+	shard, row := id>>32-s.base, id&(1<<32-1)
+	if c == nil || id < 0 || shard < 0 || shard >= int64(len(c.Shards)) || row >= c.Shards[shard].Rows {
 		return nil, fmt.Errorf("token set %s: the %s split has no sequence %d", s.dir, split, id)
 	}
 	l, err := s.load(split, int(shard))
