@@ -71,6 +71,8 @@ func (r *Run) Flags(f *flag.FlagSet, batch int) {
 	f.Int64Var(&r.Rate.Decay, "decay-steps", 0, "step at which --min-rate is reached (default the last; pre-training: 2000)")
 	f.Int64Var(&r.Rate.Warmup, "warmup", 0, "steps up to --rate (default 2.5% of the decay's; pre-training: 300)")
 	f.Int64Var(&r.SaveEvery, "save-every", 500, "steps between checkpoints")
+	f.Int64Var(&r.Evaluation.Every, "eval-every", 0, "`steps` between evaluations on held-out sequences, the first of the validation split (default none)")
+	f.IntVar(&r.Evaluation.Sequences, "eval-sequences", defaultHeldOut, "how `many` held-out sequences")
 	f.StringVar(&r.Log, "log", LogText, "on standard error: text (notices and a progress bar) or json (log/slog's records, one a line)")
 	f.StringVar(&r.Metrics, "metrics", "", "serve /metrics, for Prometheus, and /healthz at this `host:port` (127.0.0.1:9464, for instance)")
 	f.BoolVar(&r.Quiet, "quiet", false, "show no progress")
@@ -99,6 +101,12 @@ func (o *DistillOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Schedule, "schedule", Progressive, "progressive (layer after layer, lower blocks frozen) or joint")
 	f.StringVar(&o.Source, "source", FromStream, "of the teacher's activations: stream (Kafka), replay (Kafka for the first epoch, a local cache for the others) or inline (the teacher runs here)")
 	o.Feed.flags(f, "layer i's topic is <name>.layer-i")
+	f.BoolVar(&o.Follow, "follow", false, "train on records as they come until the producer ends the stream; --dataset may be a growing token set")
+	f.StringVar(&o.From, "from", "", "follow: where to begin: earliest (the first sequence that the topics hold, the default) or latest (the next one that comes)")
+	f.StringVar(&o.Advance.Rule, "advance", "", "`rule` by which a layer is trained enough: tokens, or loss-plateau (of the held-out loss, see --eval-every)")
+	f.Int64Var(&o.Advance.Tokens, "advance-tokens", 0, "advance tokens: how many `tokens` to train each layer on")
+	f.Float64Var(&o.Advance.Margin, "plateau", 0, "advance loss-plateau: the least `share` of the held-out loss by which it has to fall (default 0.01)")
+	f.IntVar(&o.Advance.Patience, "patience", 0, "advance loss-plateau: so many `evaluations` in a row without that (default 3)")
 	f.StringVar(&o.Type, "dtype", "float16", "inline: what targets are rounded to: float32, float16, bfloat16 or int8")
 }
 

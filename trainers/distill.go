@@ -26,13 +26,34 @@ type DistillOptions struct {
 
 	Feed        // Source: FromStream, FromReplay or FromInline; "": FromStream
 	Type string // inline: what targets are rounded to, as dtype.Parse has it; "": float16
+
+	// Follow trains on records as they come, epoch after epoch, until the
+	// producer ends the stream. The token set may be a growing one then. Each
+	// layer goes on where the one before it stopped. A stream's end is that of a
+	// run whose layers nothing else ends; otherwise it is read again.
+	Follow bool
+	From   string // FromEarliest or FromLatest: where a run that follows begins; "": FromEarliest
+	// Advance may end a layer before its Steps or Epochs do, which a run that
+	// follows need not have.
+	Advance Advance
 }
+
+// Where a run that follows a stream begins.
+const (
+	FromEarliest = "earliest" // with the first sequence that the topics hold
+	FromLatest   = "latest"   // with the next one that comes
+)
 
 // Validate says which option no distillation can have.
 func (o DistillOptions) Validate() error {
 	o.setSource()
 	if err := o.Run.Validate(); err != nil {
 		return err
+	}
+	if !o.Follow {
+		if err := o.checkLength(); err != nil {
+			return err
+		}
 	}
 	if err := o.StudentOptions.Validate(); err != nil {
 		return err
@@ -43,6 +64,12 @@ func (o DistillOptions) Validate() error {
 	if o.Schedule != "" && o.Schedule != Progressive && o.Schedule != Joint {
 		return fmt.Errorf("--schedule %q: want %s or %s", o.Schedule, Progressive, Joint)
 	}
+	if err := o.Advance.Validate(o.Evaluation.Every); err != nil {
+		return err
+	}
+	if err := o.validateFollow(); err != nil {
+		return err
+	}
 	switch o.Source {
 	case FromInline:
 		_, err := dtype.Parse(o.dtype())
@@ -52,6 +79,24 @@ func (o DistillOptions) Validate() error {
 		return fmt.Errorf("--source %q: want %s, %s or %s", o.Source, FromStream, FromReplay, FromInline)
 	}
 	return o.Feed.Validate()
+}
+
+func (o DistillOptions) validateFollow() error {
+	switch {
+	case !o.Follow && o.From != "":
+		return errors.New("--from is for --follow")
+	case !o.Follow:
+		return nil
+	case o.From != "" && o.From != FromEarliest && o.From != FromLatest:
+		return fmt.Errorf("--from %q: want %s or %s", o.From, FromEarliest, FromLatest)
+	case o.Source != FromStream:
+		return fmt.Errorf("--follow: want --source %s, not %s", FromStream, o.Source)
+	case o.Epochs > 0:
+		return errors.New("--follow and --epochs exclude each other: a stream that is followed has no known length")
+	case o.schedule() == Progressive && o.Steps == 0 && o.Advance.Rule == "":
+		return errors.New("--follow: when to move on to the next layer is missing: give --advance tokens, --advance loss-plateau or --steps-per-layer")
+	}
+	return nil
 }
 
 func (o *DistillOptions) setSource() {
@@ -74,7 +119,7 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 	if err := o.Validate(); err != nil {
 		return s, err
 	}
-	set, err := openSet(o.Dataset)
+	set, course, err := o.open()
 	if err != nil {
 		return s, err
 	}
@@ -94,13 +139,21 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 	if err := fits(student.Config, teacher.Config); err != nil {
 		return s, err
 	}
-	d := &distillation{DistillOptions: o, set: set, config: teacher.Config, fingerprint: teacher.Fingerprint()}
+	d := &distillation{DistillOptions: o, set: set, course: course, teacher: teacher, config: teacher.Config, fingerprint: teacher.Fingerprint()}
 	chosen := o.shared()
-	chosen["init"], chosen["schedule"] = begin, d.schedule()
+	chosen["init"], chosen["schedule"], chosen["follow"] = begin, d.schedule(), o.Follow
+	o.Advance.settings(chosen, o.Evaluation)
 	if o.Source == FromInline {
 		chosen["dtype"] = o.dtype()
 	}
-	f, err := openFolder(o.Dir, checkpoint.Trainer{Kind: "distill", Seed: o.Seed, Teacher: d.fingerprint, TokenSet: set.Fingerprint()}, chosen)
+	fresh := checkpoint.Trainer{Kind: "distill", Seed: o.Seed, Teacher: d.fingerprint, TokenSet: set.Fingerprint()}
+	switch {
+	case o.Follow && o.From == FromLatest:
+		fresh.Epoch = Latest
+	case o.Follow:
+		fresh.Epoch = Earliest
+	}
+	f, err := openFolder(o.Dir, fresh, chosen)
 	if err != nil {
 		return s, err
 	}
@@ -119,6 +172,7 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 		}
 		defer func() { err = errors.Join(err, d.beside.Close()) }()
 	}
+	d.engine = e
 	stages, err := d.stages()
 	if err != nil {
 		return s, err
@@ -130,16 +184,41 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 // distillation is a Distill with its inputs at hand.
 type distillation struct {
 	DistillOptions
-	set         *tokenset.Set
+	set         *tokenset.Set   // of a growing one, the first part
+	course      tokenset.Course // where a stream is followed
+	engine      gpu.Engine
+	teacher     *checkpoint.Model
 	config      checkpoint.Config // the teacher's
 	fingerprint string            // the teacher's
 	beside      gpu.Model         // the teacher on the device, where the source is inline
 	typ         dtype.Type        // what its outputs are rounded to
 }
 
+// open opens the token set: where a stream is followed, it may be a growing one.
+func (o DistillOptions) open() (*tokenset.Set, tokenset.Course, error) {
+	if !o.Follow {
+		set, err := openSet(o.Dataset)
+		return set, nil, err
+	}
+	if set, err := tokenset.Open(o.Dataset); err == nil {
+		return set, set, nil
+	} else if !errors.Is(err, tokenset.ErrGrowing) {
+		return nil, nil, fmt.Errorf("--dataset: %w", err)
+	}
+	series, err := tokenset.OpenSeries(o.Dataset)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--dataset: %w", err)
+	}
+	return series.First(), series, nil
+}
+
 // prefixBytes is what the residual stream in front of one layer takes for all
-// training sequences: more than that no device need keep.
+// training sequences: more than that no device need keep. A stream that is
+// followed hardly gives a sequence twice.
 func (d *distillation) prefixBytes() int64 {
+	if d.Follow {
+		return 0
+	}
 	element := int64(dtype.Float32.Size())
 	if d.Precision == gpu.BFloat16 {
 		element = int64(dtype.BFloat16.Size())
@@ -147,16 +226,33 @@ func (d *distillation) prefixBytes() int64 {
 	return d.set.Rows(tokenset.Train) * int64(d.set.Manifest.SeqLen) * int64(d.config.Dim) * element
 }
 
-func (d *distillation) schedule() string {
-	if d.Schedule == "" {
+func (o DistillOptions) schedule() string {
+	if o.Schedule == "" {
 		return Progressive
 	}
-	return d.Schedule
+	return o.Schedule
+}
+
+// length is a stage's steps and sequences, and its learning rates.
+func (d *distillation) length() (steps, sequences int64, rate Schedule, err error) {
+	if !d.Follow || d.Steps > 0 {
+		rows := d.set.Rows(tokenset.Train)
+		if d.Follow {
+			rows = max(1, rows) // more may come
+		}
+		steps, sequences, err = d.Run.length(rows)
+		return steps, sequences, d.Rate.overSteps(steps), err
+	}
+	if d.Advance.Rule == AdvanceTokens {
+		step := int64(d.Batch) * int64(d.set.Manifest.SeqLen)
+		return unbounded, 0, d.Rate.overSteps((d.Advance.Tokens + step - 1) / step), nil
+	}
+	return unbounded, 0, d.Rate.open(), nil
 }
 
 // stages are one a layer, or one for all.
 func (d *distillation) stages() ([]stage, error) {
-	steps, sequences, err := d.length(d.set.Rows(tokenset.Train))
+	steps, sequences, rate, err := d.length()
 	if err != nil {
 		return nil, err
 	}
@@ -164,15 +260,21 @@ func (d *distillation) stages() ([]stage, error) {
 	for layer := range d.config.Layers {
 		all = append(all, layer)
 	}
-	base := stage{layer: -1, steps: steps, rate: d.Rate.overSteps(steps)}
+	base := stage{layer: -1, steps: steps, rate: rate, follow: d.Follow, advance: d.Advance}
+	heldOut := func(layers []int) func() (evaluator, error) {
+		return func() (evaluator, error) {
+			return d.Evaluation.distance(d.engine, d.teacher, d.Precision, d.set, d.Batch, layers)
+		}
+	}
 	if d.schedule() == Joint {
+		base.heldOut = heldOut(all)
 		base.open, base.step = d.opener(all, sequences), d.step(gpu.Step{Objective: gpu.JointMSE}, all)
 		return []stage{base}, nil
 	}
 	var list []stage
 	for _, layer := range all {
 		g := base
-		g.layer, g.open = layer, d.opener([]int{layer}, sequences)
+		g.layer, g.open, g.heldOut = layer, d.opener([]int{layer}, sequences), heldOut([]int{layer})
 		g.step = d.step(gpu.Step{Objective: gpu.LayerMSE, Layer: layer}, []int{layer})
 		list = append(list, g)
 	}
@@ -201,11 +303,14 @@ func (d *distillation) step(s gpu.Step, layers []int) func(*Batch) gpu.Step {
 // opener opens the source of some layers' targets, or of tokens alone.
 func (d *distillation) opener(layers []int, sequences int64) func(context.Context, Position) (Source, error) {
 	return func(ctx context.Context, at Position) (Source, error) {
-		p := Plan{Tokens: d.set, Length: d.set.Manifest.SeqLen, Seed: d.Seed, Shuffle: d.Shuffle, Batch: d.Batch, Total: sequences, Start: at}
+		p := Plan{Tokens: d.set, Length: d.set.Manifest.SeqLen, Seed: d.Seed, Shuffle: d.Shuffle, Batch: d.Batch, Total: sequences, Start: at, Follow: d.Follow}
+		if series, ok := d.course.(*tokenset.Series); ok {
+			p.Tokens = series
+		}
 		if d.Source == FromInline {
 			return NewTokenSource(p)
 		}
-		return d.Feed.open(ctx, d.Dir, Stream{Layers: layers, Dim: d.config.Dim, Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(),
+		return d.Feed.open(ctx, d.Dir, Stream{Layers: layers, Dim: d.config.Dim, Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Course: d.course,
 			Notice: func(s string) { d.say("%s", s) }}, p)
 	}
 }

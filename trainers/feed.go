@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"path/filepath"
 	"time"
 
@@ -31,7 +32,7 @@ type Feed struct {
 	Source string // FromStream or FromReplay, or another that needs no Kafka
 	cluster.Access
 	Topic string        // the producer's run
-	Stall time.Duration // longest wait for a record; 0: 5 minutes
+	Stall time.Duration // longest wait for a record; 0: 5 minutes, and no limit where a stream is followed
 	// BrokerTimeout is how long the brokers may be away; 0: 10 minutes.
 	BrokerTimeout time.Duration
 	Cache         Replay // FromReplay; Dir "": cache in the run's folder
@@ -43,7 +44,7 @@ type Feed struct {
 func (f *Feed) flags(set *flag.FlagSet, layers string) {
 	f.Access.Flags(set, "Kafka `addresses` host:port, comma-separated (pipelines/teach and infra/broker print theirs)")
 	set.StringVar(&f.Topic, "topic", "", "`name` that pipelines/teach was given: "+layers)
-	set.DurationVar(&f.Stall, "stall-timeout", defaultStall, "longest wait for a record while the brokers answer")
+	set.DurationVar(&f.Stall, "stall-timeout", 0, "longest `wait` for a record while the brokers answer (default 5m; with --follow none)")
 	set.DurationVar(&f.BrokerTimeout, "broker-timeout", defaultPatience, "how long the brokers may be away")
 	set.StringVar(&f.OnBadRecord, "on-bad-record", BadRecordStop, "what to do about a damaged record, which goes to topic <topic>.rejected: stop, or skip its sequence")
 	set.StringVar(&f.Cache.Dir, "cache", "", "replay: `folder` of the cache (default cache in --run)")
@@ -88,7 +89,10 @@ func (f Feed) open(ctx context.Context, dir string, want Stream, p Plan) (Source
 	if want.Trainer, err = trainerName(dir); err != nil {
 		return nil, err
 	}
-	if want.Stall == 0 {
+	switch {
+	case want.Stall == 0 && p.Follow:
+		want.Stall = math.MaxInt64
+	case want.Stall == 0:
 		want.Stall = defaultStall
 	}
 	if f.Source == FromStream {

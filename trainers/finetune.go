@@ -30,6 +30,9 @@ func (o FinetuneOptions) Validate() error {
 	if err := o.Run.Validate(); err != nil {
 		return err
 	}
+	if err := o.checkLength(); err != nil {
+		return err
+	}
 	if err := o.StudentOptions.Validate(); err != nil {
 		return err
 	}
@@ -138,5 +141,6 @@ func onTokens(r Run, f Feed, set *tokenset.Set, step func(*Batch) gpu.Step, rate
 		}
 		return f.open(ctx, r.Dir, Stream{Layers: []int{activation.Tokens}, TokenSet: set.Fingerprint(), Notice: func(s string) { r.say("%s", s) }}, p)
 	}
-	return []stage{{layer: -1, steps: steps, rate: rate(steps), open: open, step: step}}, nil
+	return []stage{{layer: -1, steps: steps, rate: rate(steps), open: open, step: step,
+		heldOut: func() (evaluator, error) { return r.Evaluation.entropy(set, r.Batch) }}}, nil
 }

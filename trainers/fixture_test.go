@@ -2,6 +2,7 @@ package trainers
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -20,6 +21,16 @@ const testLength, testVocab = 12, 90
 func testSet(t testing.TB, rows ...int64) string {
 	t.Helper()
 	dir := t.TempDir()
+	writeSet(t, dir, 0, rows...)
+	return dir
+}
+
+// writeSet is testSet in a folder; another salt gives other tokens.
+func writeSet(t testing.TB, dir string, salt int64, rows ...int64) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	m := &tokenset.Manifest{Tokenizer: tokenset.Tokenizer{SHA256: strings.Repeat("ab", 32), Vocab: testVocab}, SeqLen: testLength, Seed: 1, Sample: 1,
 		Splits: map[tokenset.Split]*tokenset.Counts{}}
 	for split, rows := range map[tokenset.Split][]int64{tokenset.Train: rows, tokenset.Validation: {4}} {
@@ -31,7 +42,7 @@ func testSet(t testing.TB, rows ...int64) string {
 			}
 			for row := range n {
 				tokens := make([]int32, testLength)
-				g := newGenerator(tokenset.ID(i, row), string(split))
+				g := newGenerator(tokenset.ID(i, row)+salt<<60, string(split))
 				for k := range tokens {
 					tokens[k] = int32(g.unit() * g.unit() * testVocab) // low ids are frequent
 				}
@@ -52,7 +63,6 @@ func testSet(t testing.TB, rows ...int64) string {
 	if err := tokenset.WriteManifest(dir, m); err != nil {
 		t.Fatal(err)
 	}
-	return dir
 }
 
 func testTeacher(t testing.TB) *checkpoint.Model { return spread(random(t, teacherConfig(), 5)) }
@@ -75,6 +85,7 @@ type wrapped struct {
 	steps  atomic.Int64
 	before func(n int64) error
 	after  func(n int64, r *gpu.Result)
+	sees   func(s gpu.Step) // is told each step
 }
 
 type inner interface{ gpu.Model }
@@ -113,6 +124,9 @@ func (m wrappedModel) Step(s gpu.Step) (gpu.Result, error) {
 		if err := m.w.before(n); err != nil {
 			return gpu.Result{}, err
 		}
+	}
+	if m.w.sees != nil {
+		m.w.sees(s)
 	}
 	r, err := m.inner.Step(s)
 	if m.w.after != nil {

@@ -38,9 +38,13 @@ func endOf(t testing.TB, dir string) ends {
 		if l.Step != int64(i+1) {
 			t.Fatalf("%s: metrics line %d is of step %d", dir, i+1, l.Step)
 		}
-		e.losses += fmt.Sprintf("%d %d %x %x %x\n", l.Step, l.Layer, math.Float64bits(l.Loss), math.Float64bits(l.Rate), math.Float64bits(l.Norm))
+		e.losses += fmt.Sprintf("%d %d %x %x %x", l.Step, l.Layer, math.Float64bits(l.Loss), math.Float64bits(l.Rate), math.Float64bits(l.Norm))
+		if l.HeldOut != nil {
+			e.losses += fmt.Sprintf(" %x", math.Float64bits(*l.HeldOut))
+		}
+		e.losses += "\n"
 	}
-	if s.Step != int64(len(lines)) || s.Step != s.Steps {
+	if s.Step != int64(len(lines)) || s.Steps != 0 && s.Step != s.Steps {
 		t.Fatalf("%s: ended at step %d of %d with %d metrics", dir, s.Step, s.Steps, len(lines))
 	}
 	return e

@@ -51,10 +51,11 @@ type monitor struct {
 // The metrics, beside the histogram of steps and what the Go runtime tells.
 var (
 	stepDesc     = prometheus.NewDesc("scavenge_step", "Optimiser steps done.", nil, nil)
-	stepsDesc    = prometheus.NewDesc("scavenge_steps", "Optimiser steps in the whole run.", nil, nil)
+	stepsDesc    = prometheus.NewDesc("scavenge_steps", "Optimiser steps in the whole run; 0: not known.", nil, nil)
 	stageDesc    = prometheus.NewDesc("scavenge_stage", "Stage of the run, from 0: the layer, in progressive distillation.", nil, nil)
 	tokensDesc   = prometheus.NewDesc("scavenge_tokens_total", "Tokens trained on, over all layers and epochs.", nil, nil)
 	lossDesc     = prometheus.NewDesc("scavenge_loss", "Loss of the last step.", nil, nil)
+	heldOutDesc  = prometheus.NewDesc("scavenge_held_out_loss", "Loss on held-out sequences, when it was last evaluated.", nil, nil)
 	rateDesc     = prometheus.NewDesc("scavenge_learning_rate", "Learning rate of the last step.", nil, nil)
 	normDesc     = prometheus.NewDesc("scavenge_gradient_norm", "Norm of the last step's gradient, before clipping.", nil, nil)
 	waitDesc     = prometheus.NewDesc("scavenge_source_wait_seconds_total", "Seconds of this process in which training waited for a batch.", nil, nil)
@@ -89,7 +90,7 @@ func watch(address string) (*monitor, error) {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		fmt.Fprintf(w, "ok: step %d of %d\n", m.state.Step, m.state.Steps)
+		fmt.Fprintf(w, "ok: %s\n", at(m.state))
 	})
 	m.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
@@ -158,6 +159,9 @@ func (m *monitor) Collect(out chan<- prometheus.Metric) {
 	c := m.before
 	if m.source != nil {
 		c = c.plus(m.source.Counts())
+	}
+	if h := m.state.HeldOut; h != nil {
+		out <- prometheus.MustNewConstMetric(heldOutDesc, prometheus.GaugeValue, h.Loss)
 	}
 	for _, v := range []struct {
 		desc  *prometheus.Desc

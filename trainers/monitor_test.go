@@ -82,7 +82,7 @@ func TestMetricsTellHowARunGoes(t *testing.T) {
 		health = string(text)
 		return err
 	}}
-	o := DistillOptions{Run: Run{Dataset: dir, Dir: t.TempDir(), Device: w.register(t), Seed: 4, Batch: 3, Steps: 5, Quiet: true, Metrics: address},
+	o := DistillOptions{Run: Run{Dataset: dir, Dir: t.TempDir(), Device: w.register(t), Seed: 4, Batch: 3, Steps: 5, Quiet: true, Metrics: address, Evaluation: Evaluation{Every: 2}},
 		StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: saved(t, p.teacher), Feed: Feed{Access: p.broker.access, Topic: p.run, Stall: 20 * time.Second}}
 	if _, err := Distill(context.Background(), o); err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func TestMetricsTellHowARunGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := lines[7]
-	for name, want := range map[string]float64{"scavenge_step": 8, "scavenge_steps": 10, "scavenge_stage": 1, "scavenge_tokens_total": 8 * 3 * testLength, "scavenge_loss": last.Loss,
+	for name, want := range map[string]float64{"scavenge_step": 8, "scavenge_steps": 10, "scavenge_stage": 1, "scavenge_tokens_total": 8 * 3 * testLength, "scavenge_loss": last.Loss, "scavenge_held_out_loss": *lines[6].HeldOut,
 		"scavenge_learning_rate": last.Rate, "scavenge_gradient_norm": last.Norm, "scavenge_step_seconds_count": 8, "scavenge_rejected_total": 0} {
 		if got, ok := seen[name]; !ok || math.Abs(got-want) > 1e-12*math.Abs(want) {
 			t.Errorf("%s is %g, want %g", name, got, want)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/bits"
 	"math/rand/v2"
 	"slices"
@@ -40,8 +41,8 @@ type order struct {
 	epoch   int64 // of the next place
 	index   int64
 	ids     []int64 // of this epoch, shuffled
-	left    int64   // places before the plan's end
-	length  int64   // of an epoch
+	left    int64   // places before the plan's end; where that is open, more than there will be
+	length  int64   // of this epoch
 
 	mu     sync.Mutex
 	epochs []canonical // the latest ones used, newest at the end
@@ -59,25 +60,36 @@ func newOrder(p Plan) (*order, error) {
 	if o.epoch < 0 || o.index < 0 {
 		return nil, fmt.Errorf("position %d of epoch %d", o.index, o.epoch)
 	}
-	o.length = int64(len(o.canonical(o.epoch)))
-	if o.length == 0 {
+	o.enter(o.epoch)
+	if o.length == 0 && !p.Follow {
 		return nil, fmt.Errorf("the token set has no training sequences")
 	}
 	if o.index > o.length {
 		return nil, fmt.Errorf("position %d of epoch %d is outside the token set's %d training sequences", o.index, o.epoch, o.length)
 	}
-	o.ids = o.shuffled(o.epoch)
-	o.left -= o.epoch*o.length + o.index
+	if p.Follow {
+		o.left = math.MaxInt64
+	} else {
+		o.left -= o.epoch*o.length + o.index
+	}
 	return o, nil
 }
+
+func (o *order) enter(epoch int64) {
+	o.epoch, o.ids = epoch, o.shuffled(epoch)
+	o.length = int64(len(o.ids))
+}
+
+// ended tells whether no place of this epoch is left.
+func (o *order) ended() bool { return o.index == o.length }
 
 // take gives the next n places, fewer at the plan's end.
 func (o *order) take(n int) []place {
 	list := make([]place, 0, n)
 	for ; len(list) < n && o.left > 0; o.left-- {
-		if o.index == o.length {
-			o.epoch, o.index = o.epoch+1, 0
-			o.ids = o.shuffled(o.epoch)
+		if o.ended() {
+			o.enter(o.epoch + 1)
+			o.index = 0
 		}
 		list = append(list, place{o.epoch, o.index, o.ids[o.index]})
 		o.index++
@@ -85,14 +97,20 @@ func (o *order) take(n int) []place {
 	return list
 }
 
-// window is the first index of the window that holds an index; an epoch's end
-// is that of its last window.
+// back takes the last n places of this epoch back.
+func (o *order) back(n int) { o.index, o.left = o.index-int64(n), o.left+int64(n) }
+
+// window is the first index of the window that holds an index of this epoch,
+// whose end is that of its last window.
 func (o *order) window(index int64) int64 {
 	if index == o.length {
 		return index
 	}
-	return index - index%int64(max(1, o.shuffle.Window))
+	return o.shuffle.start(index)
 }
+
+// start is the first index of the window that holds a place's.
+func (s Shuffle) start(index int64) int64 { return index - index%int64(max(1, s.Window)) }
 
 // shuffled is the order of an epoch as it is handed out.
 func (o *order) shuffled(epoch int64) []int64 {

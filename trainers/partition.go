@@ -25,7 +25,8 @@ type partition struct {
 	end    atomic.Int64  // of the log, as of the last one
 	stall  time.Duration // longest wait for a message
 	broker *broker
-	reader *kafka.Reader // nil before it is open
+	reader *kafka.Reader  // nil before it is open
+	held   *kafka.Message // by peek
 
 	mu   sync.Mutex
 	last string // the Reader's latest complaint
@@ -74,7 +75,27 @@ func (p *partition) complaint() string {
 // fetch is the next message. An error names the topic, partition and offset;
 // wanted says for people which record the caller expects there. Time during
 // which the broker is away counts against patience with it, not against stall.
-func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, error) {
+func (p *partition) fetch(ctx context.Context, wanted fmt.Stringer) (kafka.Message, error) {
+	m, err := p.peek(ctx, wanted)
+	if err == nil {
+		p.pass()
+	}
+	return m, err
+}
+
+// pass moves behind the message that peek gave.
+func (p *partition) pass() {
+	p.read.Add(1)
+	p.bytes.Add(int64(len(p.held.Value)))
+	p.next.Add(1)
+	p.held = nil
+}
+
+// peek is the message that fetch will give next.
+func (p *partition) peek(ctx context.Context, wanted fmt.Stringer) (kafka.Message, error) {
+	if p.held != nil {
+		return *p.held, nil
+	}
 	var away time.Time // since when the broker has not answered; zero: it does
 	for began := time.Now(); ; {
 		wait, cancel := context.WithTimeout(ctx, min(5*time.Second, p.stall/2, p.broker.patience/2))
@@ -89,10 +110,8 @@ func (p *partition) fetch(ctx context.Context, wanted place) (kafka.Message, err
 			if m.Offset != p.next.Load() {
 				return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
 			}
-			p.next.Add(1)
-			p.read.Add(1)
-			p.bytes.Add(int64(len(m.Value)))
 			p.end.Store(m.HighWaterMark)
+			p.held = &m
 			return m, nil
 		case ctx.Err() != nil:
 			return m, ctx.Err()

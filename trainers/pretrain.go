@@ -39,6 +39,9 @@ func (o PretrainOptions) Validate() error {
 	if err := o.Run.Validate(); err != nil {
 		return err
 	}
+	if err := o.checkLength(); err != nil {
+		return err
+	}
 	if o.Mixer != "" && o.Mixer != MixerHyena && o.Mixer != MixerAttention {
 		return fmt.Errorf("--mixer %q: want %s or %s", o.Mixer, MixerHyena, MixerAttention)
 	}

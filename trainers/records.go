@@ -1,6 +1,7 @@
 package trainers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,17 +11,18 @@ import (
 	"github.com/scavenge/scavenge/schemas/activation"
 )
 
-// records are one layer's records of the places, in their order.
+// records are one layer's records of the places, in their order; with an error,
+// those before it.
 func (s *stream) records(ctx context.Context, t *topic, places []place) ([]*activation.Record, error) {
 	list := make([]*activation.Record, 0, len(places))
 	for _, want := range places {
-		if want.index == s.order.window(want.index) {
+		if want.index == s.plan.Shuffle.start(want.index) {
 			t.shelf.clear()
 			t.window = t.offsets()
 		}
 		r, err := s.record(ctx, t, want)
 		if err != nil {
-			return nil, err
+			return list, err
 		}
 		list = append(list, r)
 	}
@@ -55,11 +57,17 @@ func (s *stream) record(ctx context.Context, t *topic, want place) (*activation.
 // its next one but for repeated records; nil, if that one is damaged.
 func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (*activation.Record, kafka.Message, error) {
 	for {
-		m, err := p.fetch(ctx, want)
+		m, err := p.peek(ctx, want)
 		if err != nil {
 			return nil, m, err
 		}
 		r, err := activation.Unmarshal(m.Value)
+		if err == nil && r.Control == activation.EndOfStream && s.plan.Follow {
+			if ended, err := s.last(ctx, p, m); ended || err != nil { // it stays there, for whoever comes back
+				return nil, m, cmp.Or(err, errEnded)
+			}
+		}
+		p.pass()
 		if errors.Is(err, activation.ErrDamaged) {
 			if lost, err := s.reject(ctx, t, m, want, err); lost || err != nil {
 				return nil, m, err
@@ -125,8 +133,12 @@ func (s *stream) check(r *activation.Record, layer int) error {
 	if r.Teacher != s.Teacher {
 		return fmt.Errorf("the record is of teacher %.12s, want %.12s", r.Teacher, s.Teacher)
 	}
-	if r.TokenSet != s.TokenSet {
-		return fmt.Errorf("the record is of token set %.12s, want %.12s", r.TokenSet, s.TokenSet)
+	set, err := s.tokenSet(int64(r.Epoch))
+	if err != nil {
+		return err
+	}
+	if r.TokenSet != set {
+		return fmt.Errorf("the record is of token set %.12s, want %.12s", r.TokenSet, set)
 	}
 	if r.Layer != layer {
 		return fmt.Errorf("the record is of layer %d, want %d", r.Layer, layer)

@@ -170,9 +170,9 @@ func TestDamagedRecordThatCannotBeSkippedStops(t *testing.T) {
 			}
 			return v
 		},
-		"version 2: this program reads version 1": func(r *activation.Record, v []byte) []byte {
+		"version 3: this program reads version 1": func(r *activation.Record, v []byte) []byte {
 			if v[0] == 8 { // the field's tag; its value follows
-				v[1] = 2
+				v[1] = 3
 			}
 			return v
 		},

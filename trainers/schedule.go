@@ -30,7 +30,7 @@ type Rate struct {
 	Peak   float64 // highest rate; 0: 1e-3
 	Floor  float64 // lowest rate after the warm-up; 0: a tenth of Peak
 	Warmup int64   // steps up to Peak; 0: 2.5% of the stage's (pre-training: 300)
-	Decay  int64   // step at which Floor is reached; 0: the stage's last (pre-training: 2000)
+	Decay  int64   // step at which Floor is reached; 0: the stage's last (pre-training: 2000; where none is the last: never)
 }
 
 // Validate says which option no schedule can have.
@@ -73,6 +73,19 @@ func (r Rate) overSteps(steps int64) Schedule {
 	}
 	if s.Warmup == 0 {
 		s.Warmup = max(1, int64(math.RoundToEven(float64(s.Decay)*0.025)))
+	}
+	return s
+}
+
+// open is the schedule of a stage whose steps nobody knows: warm-up over 100
+// steps, and the peak from there on, unless Decay says how long to fall.
+func (r Rate) open() Schedule {
+	s := Schedule{Peak: r.peak(), Floor: r.floor(), Warmup: r.Warmup, Decay: r.Decay}
+	if s.Warmup == 0 {
+		s.Warmup = 100
+	}
+	if s.Decay == 0 {
+		s.Floor = s.Peak
 	}
 	return s
 }

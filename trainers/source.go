@@ -30,7 +30,7 @@ func (b *Batch) Release() {
 
 // Position is where a source goes on. The zero value is its beginning.
 type Position struct {
-	Epoch, Index int64 // of the next sequence in the order that is handed out
+	Epoch, Index int64 // of the next sequence in the order that is handed out; Epoch may be Earliest or Latest
 	// Offsets is where to read each partition from, by topic: all records of
 	// the window that Index lies in (see Shuffle) are from there on.
 	Offsets map[string]map[int]int64
@@ -70,8 +70,11 @@ type Plan struct {
 	Seed    int64 // of the canonical order
 	Shuffle Shuffle
 	Batch   int   // sequences a batch; the last one may be smaller
-	Total   int64 // sequences in all, over the epochs
+	Total   int64 // sequences in all, over the epochs; not looked at with Follow
 	Start   Position
+	// Follow goes on from epoch to epoch until the producer ends the stream; the
+	// token set may grow meanwhile. Only for streams.
+	Follow bool
 }
 
 // prepared is a batch and the position after it, or why there is none.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
+	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
 // Stream is where records come from and what they must be.
@@ -24,6 +26,9 @@ type Stream struct {
 	Dim    int    // width of the teacher's residual stream
 
 	Teacher, TokenSet string // fingerprints that records must carry
+	// Course, with a Plan's Follow, is where each epoch's token set comes from, in
+	// place of TokenSet.
+	Course tokenset.Course
 
 	Trainer       string        // name under which progress is published; "": it is not
 	Stall         time.Duration // longest wait for a record
@@ -117,10 +122,6 @@ func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 // newStream makes a stream whose topics' shelves shelve makes. It may also move
 // the cursors and partitions of a topic to where they go on.
 func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t *topic, partitions int) error) (Source, error) {
-	o, err := newOrder(p)
-	if err != nil {
-		return nil, err
-	}
 	b, err := newBroker(s.Access)
 	if err != nil {
 		return nil, err
@@ -129,7 +130,11 @@ func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t
 		b.patience = s.BrokerTimeout
 	}
 	b.notice = s.Notice
-	src := &stream{Stream: s, plan: p, order: o, broker: b, told: make(chan bool)}
+	src := &stream{Stream: s, plan: p, broker: b, told: make(chan bool)}
+	if err := src.begin(ctx); err != nil {
+		b.transport.CloseIdleConnections()
+		return nil, err
+	}
 	for _, layer := range s.Layers {
 		t := &topic{layer: layer, name: activation.Topic(s.Topic, layer)}
 		src.topics = append(src.topics, t)
@@ -137,7 +142,7 @@ func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t
 			return nil, errors.Join(err, src.closeTopics(false))
 		}
 	}
-	src.ahead = readAhead(p.Start, src.produce)
+	src.ahead = readAhead(src.plan.Start, src.produce)
 	go src.tell()
 	return src, nil
 }
@@ -153,9 +158,10 @@ func (s *stream) open(ctx context.Context, t *topic, shelve func(*stream, *topic
 	if offsets != nil && len(offsets) != n {
 		return fmt.Errorf("topic %s: it has %d partitions now, %d when the checkpoint was written", t.name, n, len(offsets))
 	}
-	begin := s.order.window(s.plan.Start.Index)
+	at := s.plan.Start
+	begin := s.order.window(at.Index)
 	for number := range n {
-		t.cursors = append(t.cursors, &cursor{s.order, int64(number), int64(n), s.plan.Start.Epoch, begin})
+		t.cursors = append(t.cursors, &cursor{s.order, int64(number), int64(n), at.Epoch, begin})
 		t.partitions = append(t.partitions, &partition{topic: t.name, number: number, stall: s.Stall, broker: s.broker})
 		if offsets != nil {
 			t.partitions[number].next.Store(offsets[number])
@@ -170,6 +176,11 @@ func (s *stream) open(ctx context.Context, t *topic, shelve func(*stream, *topic
 		first, end, err := s.settled(ctx, p)
 		if err != nil {
 			return err
+		}
+		if s.plan.Follow && p.next.Load() == fromBeginning {
+			if first, err = s.seek(ctx, p, first, end, place{epoch: at.Epoch, index: begin}); err != nil {
+				return err
+			}
 		}
 		p.next.CompareAndSwap(fromBeginning, first)
 		if err := within(p, first, end); err != nil {
@@ -207,7 +218,11 @@ func (s *stream) await(ctx context.Context, name string) (n int, err error) {
 			return 0, fmt.Errorf("topic %s: not there after %v: has the producer (pipelines/teach --topic %s) been started?", name, s.Stall, s.Topic)
 		}
 		if tries == 0 {
-			s.notice("waiting up to %v for topic %s", s.Stall, name)
+			if s.Stall == math.MaxInt64 {
+				s.notice("waiting for topic %s", name)
+			} else {
+				s.notice("waiting up to %v for topic %s", s.Stall, name)
+			}
 		}
 		sleep(ctx, min(500*time.Millisecond, s.Stall/4))
 	}
@@ -225,31 +240,44 @@ func (s *stream) settled(ctx context.Context, p *partition) (first, end int64, e
 
 // produce reads the next batch, all layers side by side.
 func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
-	places := s.order.take(s.plan.Batch)
+	var places []place
+	rows := make([][]*activation.Record, len(s.topics))
+	for len(places) < s.plan.Batch {
+		n := s.plan.Batch - len(places)
+		if s.plan.Follow {
+			if more, err := s.grown(ctx); err != nil {
+				return nil, Position{}, err
+			} else if !more {
+				break
+			}
+			// what comes after this epoch is known once its records are read
+			n = int(min(int64(n), s.order.length-s.order.index))
+		}
+		next := s.order.take(n)
+		if len(next) == 0 {
+			break
+		}
+		err := s.gather(ctx, next, rows)
+		if errors.Is(err, errEnded) { // inside the epoch
+			whole := len(rows[0])
+			for i := range rows {
+				whole = min(whole, len(rows[i]))
+			}
+			for i := range rows {
+				rows[i] = rows[i][:whole]
+			}
+			kept := whole - len(places)
+			s.order.back(len(next) - kept)
+			places = append(places, next[:kept]...)
+			break
+		}
+		if err != nil {
+			return nil, Position{}, err
+		}
+		places = append(places, next...)
+	}
 	if len(places) == 0 {
 		return nil, Position{}, io.EOF
-	}
-	defer func() {
-		for _, t := range s.topics {
-			t.sated.Store(s.order.left == 0 || t.shelf.full())
-		}
-	}()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	rows := make([][]*activation.Record, len(s.topics))
-	errs := make([]error, len(s.topics))
-	var work sync.WaitGroup
-	for i, t := range s.topics {
-		work.Go(func() {
-			rows[i], errs[i] = s.records(ctx, t, places)
-			if errs[i] != nil {
-				cancel() // the other layers would wait for nothing
-			}
-		})
-	}
-	work.Wait()
-	if err := firstCause(errs); err != nil {
-		return nil, Position{}, err
 	}
 	left, rows := without(places, rows)
 	if len(left) == 0 {
@@ -262,11 +290,48 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	return b, s.position(), nil
 }
 
-// firstCause prefers an error of its own to the cancellation that it caused.
+// gather appends the records of some places to each topic's.
+func (s *stream) gather(ctx context.Context, places []place, rows [][]*activation.Record) error {
+	defer func() {
+		for _, t := range s.topics {
+			t.sated.Store(s.order.left == 0 || t.shelf.full())
+		}
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(s.topics))
+	var work sync.WaitGroup
+	for i, t := range s.topics {
+		work.Go(func() {
+			var list []*activation.Record
+			list, errs[i] = s.records(ctx, t, places)
+			rows[i] = append(rows[i], list...)
+			if errs[i] != nil && !errors.Is(errs[i], errEnded) { // each layer reads to its end
+				cancel() // the other layers would wait for nothing
+			}
+		})
+	}
+	work.Wait()
+	return firstCause(errs)
+}
+
+// firstCause prefers an error of its own to the stream's end, and both to the
+// cancellation that it caused.
 func firstCause(errs []error) error {
+	rank := func(err error) int {
+		switch {
+		case err == nil:
+			return 0
+		case errors.Is(err, context.Canceled):
+			return 1
+		case errors.Is(err, errEnded):
+			return 2
+		}
+		return 3
+	}
 	var found error
 	for _, err := range errs {
-		if err != nil && (found == nil || errors.Is(found, context.Canceled)) {
+		if rank(err) > rank(found) {
 			found = err
 		}
 	}
@@ -280,7 +345,7 @@ func (s *stream) Close() error {
 	s.broker.hangUp()
 	err := s.ahead.Close()
 	at := s.ahead.position
-	return errors.Join(err, s.closeTopics(at.Epoch*s.order.length+at.Index == s.plan.Total))
+	return errors.Join(err, s.closeTopics(!s.plan.Follow && at.Epoch*s.order.length+at.Index == s.plan.Total))
 }
 
 func (s *stream) closeTopics(whole bool) error {

@@ -39,7 +39,8 @@ type Run struct {
 	Steps  int64
 	Epochs int64
 
-	SaveEvery int64 // steps between checkpoints; 0: 500
+	SaveEvery  int64 // steps between checkpoints; 0: 500
+	Evaluation Evaluation
 
 	Log     string // LogText or LogJSON, on standard error; "": text
 	Metrics string // host:port that serves /metrics and /healthz; "": none
@@ -67,8 +68,6 @@ func (r Run) Validate() error {
 		return errors.New("--steps and --epochs: want positive numbers")
 	case r.Steps > 0 && r.Epochs > 0:
 		return errors.New("--steps and --epochs exclude each other")
-	case r.Steps == 0 && r.Epochs == 0:
-		return errors.New("how long to train is missing: give --steps or --epochs")
 	case r.Shuffle.Window < 0:
 		return fmt.Errorf("--shuffle-buffer %d: want a number of sequences", r.Shuffle.Window)
 	case r.Log != "" && r.Log != LogText && r.Log != LogJSON:
@@ -81,7 +80,18 @@ func (r Run) Validate() error {
 	if err := checkPrecision(r.Precision); err != nil {
 		return err
 	}
+	if err := r.Evaluation.Validate(); err != nil {
+		return err
+	}
 	return r.Rate.Validate()
+}
+
+// checkLength says that nothing ends a run.
+func (r Run) checkLength() error {
+	if r.Steps == 0 && r.Epochs == 0 {
+		return errors.New("how long to train is missing: give --steps or --epochs")
+	}
+	return nil
 }
 
 func checkPrecision(p gpu.Precision) error {

@@ -31,9 +31,12 @@ type Trainer struct {
 	Kind    string `json:"kind"`    // the command: distill, finetune, pretrain
 
 	Step      int64 `json:"step"`       // optimiser steps done
-	Steps     int64 `json:"steps"`      // in the whole run
+	Steps     int64 `json:"steps"`      // in the whole run, at most; 0: as many as come
 	Layer     int   `json:"layer"`      // schedule position: the layer being trained (progressive distillation)
 	LayerStep int64 `json:"layer_step"` // steps done on that layer
+
+	LayerTokens int64    `json:"layer_tokens,omitempty"` // trained on with that layer
+	HeldOut     *HeldOut `json:"held_out,omitempty"`     // nil: not evaluated yet with that layer
 
 	Epoch int64 `json:"epoch"` // of the next sequence
 	Index int64 `json:"index"` // of the next sequence, in the epoch's order
@@ -50,6 +53,14 @@ type Trainer struct {
 	Teacher  string          `json:"teacher,omitempty"`   // fingerprint
 	TokenSet string          `json:"token_set,omitempty"` // fingerprint
 	Settings json.RawMessage `json:"settings,omitempty"`  // the options the run was started with
+}
+
+// HeldOut is what evaluations on sequences that are not trained on came to.
+type HeldOut struct {
+	Step   int64   `json:"step"`   // of the last one
+	Loss   float64 `json:"loss"`   // then
+	Best   float64 `json:"best"`   // of all of the layer that was better by enough than the best before
+	Waited int     `json:"waited"` // evaluations since Best
 }
 
 // SaveTraining writes root/step-<t.Step>/ and then points root/latest to it.

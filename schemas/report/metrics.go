@@ -23,6 +23,9 @@ type Metric struct {
 	Norm    float64 `json:"norm"`    // of the gradients, before clipping
 	Tokens  int64   `json:"tokens"`  // trained on so far
 	Seconds float64 `json:"seconds"` // of training so far, resumed runs added up
+	// HeldOut is the loss on held-out sequences after the step; nil where it was
+	// not evaluated.
+	HeldOut *float64 `json:"held_out,omitempty"`
 }
 
 // Metrics appends to a metrics.jsonl.

@@ -24,6 +24,10 @@ func (s *Set) Epoch(int64) (*Set, error) { return s, nil }
 // ErrNoPart says that a growing token set does not have a part yet.
 var ErrNoPart = errors.New("not there yet")
 
+// ErrGrowing says that a folder is a growing token set, where a whole one is
+// needed.
+var ErrGrowing = errors.New("it is a growing token set: name one of its parts")
+
 // Series is a token set that grows: a folder of token sets
 //
 //	part-00000/ part-00001/ part-00002/ …

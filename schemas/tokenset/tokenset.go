@@ -69,6 +69,9 @@ func Open(dir string) (*Set, error) {
 		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("token set %s: no such folder", dir)
 		}
+		if _, err := os.Stat(filepath.Join(dir, PartName(0))); err == nil {
+			return nil, fmt.Errorf("token set %s: %w, %s for instance", dir, ErrGrowing, filepath.Join(dir, PartName(0)))
+		}
 		return nil, fmt.Errorf("token set %s: not a whole token set: it has no %s", dir, ManifestFile)
 	} else if err != nil {
 		return nil, fmt.Errorf("token set: %w", err)
