@@ -82,7 +82,8 @@ func process(t *testing.T, o DistillOptions, fault int64) (*exec.Cmd, *bytes.Buf
 
 // A trainer killed by SIGKILL at random moments, among them every step of a
 // checkpoint's writing, ends bit for bit like one that was left alone: fed by a
-// stream or by a replay, in the canonical order or shuffled.
+// stream or by a replay, in the canonical order or shuffled, or following a
+// growing set.
 func TestTrainerKilledAtRandomMomentsEndsBitIdentical(t *testing.T) {
 	dir := testSet(t, 5, 3)
 	b := startBroker(t)
@@ -90,76 +91,96 @@ func TestTrainerKilledAtRandomMomentsEndsBitIdentical(t *testing.T) {
 	const steps = 30
 	p.to = (3*steps + 7) / 8
 	p.write(t)
-	teacher := saved(t, p.teacher)
 	r := rand.New(rand.NewPCG(1, 2))
-	kills := 8
-	if slow && !testing.Short() {
-		kills = 50
-	}
-	for _, c := range []struct {
-		source  string
-		shuffle Shuffle
-	}{{FromStream, Shuffle{}}, {FromReplay, Shuffle{Window: 5, Seed: 3}}} {
-		o := DistillOptions{Run: Run{Dataset: dir, Dir: t.TempDir(), Seed: 4, Batch: 3, Steps: steps, SaveEvery: 1, Quiet: true, Shuffle: c.shuffle},
-			StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: teacher, Feed: Feed{Source: FromInline}}
+	o := DistillOptions{Run: Run{Dataset: dir, Dir: t.TempDir(), Seed: 4, Batch: 3, Steps: steps, SaveEvery: 1, Quiet: true},
+		StudentOptions: StudentOptions{Width: 8, Bands: 5}, Teacher: saved(t, p.teacher)}
+	fed := Feed{Access: b.access, Topic: p.run, Stall: 30 * time.Second}
+	for _, source := range []string{FromStream, FromReplay} {
+		o.Feed = Feed{Source: FromInline}
+		if source == FromReplay {
+			o.Shuffle = Shuffle{Window: 5, Seed: 3}
+		}
+		o.Dir = t.TempDir()
 		if _, err := Distill(context.Background(), o); err != nil {
 			t.Fatal(err)
 		}
 		want := endOf(t, o.Dir)
-		o.Dir = t.TempDir()
-		o.Feed = Feed{Source: c.source, Access: b.access, Topic: p.run, Stall: 30 * time.Second}
-		killed, writing := 0, 0
-		for tries := 0; killed < kills; tries++ {
-			if tries > 20*kills {
-				t.Fatalf("%d of %d kills in %d tries", killed, kills, tries)
-			}
-			fault := int64(0)
-			if tries%2 == 1 { // in the middle of writing something
-				fault = 1 + r.Int64N(40)
-			}
-			cmd, said := process(t, o, fault)
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
-			var err error
-			if fault == 0 {
-				select {
-				case <-time.After(time.Duration(5+r.IntN(400)) * time.Millisecond):
-					cmd.Process.Kill()
-					err = <-ended
-				case err = <-ended:
-				}
-			} else {
-				err = <-ended
-			}
-			if err == nil { // it came to its end: from the beginning again
-				endOf(t, o.Dir).compare(t, want, fmt.Sprintf("%s after %d kills", c.source, killed))
-				o.Dir = t.TempDir()
-				continue
-			}
-			if said.Len() > 0 {
-				t.Fatalf("it was not killed, it failed: %s", said)
-			}
-			if killed++; fault > 0 {
-				writing++
-			}
-			if latest, ok, err := checkpoint.Latest(o.Dir); err != nil {
-				t.Fatal(err)
-			} else if ok {
-				if _, _, _, err := checkpoint.LoadTraining(latest); err != nil {
-					t.Fatalf("a kill left a checkpoint that does not load: %v", err)
-				}
-			}
-		}
-		cmd, said := process(t, o, 0)
-		if err := cmd.Run(); err != nil {
-			t.Fatalf("%v: %s", err, said)
-		}
-		endOf(t, o.Dir).compare(t, want, fmt.Sprintf("%s, killed %d times, %d of them while writing", c.source, killed, writing))
-		t.Logf("%s: killed %d times, %d of them while writing", c.source, killed, writing)
+		o.Feed = fed
+		o.Source = source
+		survives(t, o, want, r)
 	}
+	o = wrote(t, b).following(t)
+	o.SaveEvery, o.Evaluation.Every, o.Advance = 1, 2, Advance{Rule: AdvancePlateau, Margin: 0.1, Patience: 4}
+	o.Shuffle = Shuffle{Window: 4, Seed: 8}
+	if _, err := Distill(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	survives(t, o, endOf(t, o.Dir), r)
+}
+
+// survives kills a trainer again and again and compares its end.
+func survives(t *testing.T, o DistillOptions, want ends, r *rand.Rand) {
+	t.Helper()
+	kills := 8
+	if slow && !testing.Short() {
+		kills = 50
+	}
+	what := o.Source
+	if o.Follow {
+		what = "follow"
+	}
+	o.Dir = t.TempDir()
+	killed, writing := 0, 0
+	for tries := 0; killed < kills; tries++ {
+		if tries > 20*kills {
+			t.Fatalf("%d of %d kills in %d tries", killed, kills, tries)
+		}
+		fault := int64(0)
+		if tries%2 == 1 { // in the middle of writing something
+			fault = 1 + r.Int64N(40)
+		}
+		cmd, said := process(t, o, fault)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		var err error
+		if fault == 0 {
+			select {
+			case <-time.After(time.Duration(5+r.IntN(400)) * time.Millisecond):
+				cmd.Process.Kill()
+				err = <-ended
+			case err = <-ended:
+			}
+		} else {
+			err = <-ended
+		}
+		if err == nil { // it came to its end: from the beginning again
+			endOf(t, o.Dir).compare(t, want, fmt.Sprintf("%s after %d kills", what, killed))
+			o.Dir = t.TempDir()
+			continue
+		}
+		if said.Len() > 0 {
+			t.Fatalf("it was not killed, it failed: %s", said)
+		}
+		if killed++; fault > 0 {
+			writing++
+		}
+		if latest, ok, err := checkpoint.Latest(o.Dir); err != nil {
+			t.Fatal(err)
+		} else if ok {
+			if _, _, _, err := checkpoint.LoadTraining(latest); err != nil {
+				t.Fatalf("a kill left a checkpoint that does not load: %v", err)
+			}
+		}
+	}
+	cmd, said := process(t, o, 0)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	endOf(t, o.Dir).compare(t, want, fmt.Sprintf("%s, killed %d times, %d of them while writing", what, killed, writing))
+	t.Logf("%s: killed %d times, %d of them while writing", what, killed, writing)
 }
 
 // Producers that were taken for dead and live on write the same records again,
