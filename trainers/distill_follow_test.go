@@ -193,6 +193,23 @@ func TestLayersAdvanceWhenTheHeldOutLossIsFlat(t *testing.T) {
 	}
 }
 
+// The rules hold where the number of steps is known too, which is the most then.
+func TestLayersOfAPlainRunMayAdvanceEarly(t *testing.T) {
+	o := DistillOptions{Run: Run{Dataset: testSet(t, 5, 3), Dir: t.TempDir(), Seed: 4, Batch: 3, Steps: 200, Quiet: true, Evaluation: Evaluation{Every: 2}},
+		Teacher: saved(t, testTeacher(t)), StudentOptions: StudentOptions{Width: 8, Bands: 5}, Feed: Feed{Source: FromInline}, Advance: Advance{Rule: AdvancePlateau, Margin: 0.5}}
+	s, err := Distill(context.Background(), o)
+	if err != nil || s.Steps < 2*2*4 || s.Steps >= 200 {
+		t.Fatalf("%v, %v", s, err)
+	}
+	if s, err := Distill(context.Background(), o); err != nil || !s.Already {
+		t.Errorf("again: %v, %v", s, err)
+	}
+	o.Dir, o.Steps = t.TempDir(), 3
+	if s, err := Distill(context.Background(), o); err != nil || s.Steps != 6 {
+		t.Errorf("with fewer steps than the rule wants: %v, %v", s, err)
+	}
+}
+
 // A run that nothing else ends trains until the stream's end, and goes on when
 // there is more.
 func TestAJointRunFollowsToTheEnd(t *testing.T) {
