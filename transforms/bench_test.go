@@ -2,6 +2,7 @@ package transforms
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -9,17 +10,19 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/scavenge/scavenge/gpu"
+	"github.com/scavenge/scavenge/infra/contest"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
 // The feed's first half at the paper's size, 1024 × 512 float16, over four
-// partitions: kafka-go's own requests with the same bytes, the sink, and the
-// teacher's whole way from float32 activations. infra/kafka/bench.sh runs it
+// partitions, in batches of 24 sequences: kafka-go's own requests with the same
+// bytes, as many records a request and the same acknowledgements; the sink; and
+// the teacher's whole way from float32 activations. infra/kafka/bench.sh runs it
 // over a real Kafka beside Kafka's own tool.
 func BenchmarkFeedWrite(b *testing.B) {
-	const partitions, rows, length, dim = 4, 24, 1024, 512
+	const partitions, rows, length, dim, batches = 4, 24, 1024, 512, 6
 	l := lesson(b, broker(b), partitions)
 	l.Sink.Length, l.Sink.Dim, l.Sink.Layers = length, dim, []int{0}
 	if err := l.Sink.Prepare(b.Context(), nil); err != nil {
@@ -62,42 +65,48 @@ func BenchmarkFeedWrite(b *testing.B) {
 		t.partitions = append(t.partitions, p)
 	}
 	topic := activation.Topic(l.Sink.Run, 0)
-	all := func(b *testing.B, write func(ctx context.Context, p int) error) {
-		b.SetBytes(size)
-		for b.Loop() {
-			var work sync.WaitGroup
-			for p := range partitions {
-				work.Go(func() {
-					if err := write(b.Context(), p); err != nil {
-						b.Error(err)
-					}
-				})
+	b.Cleanup(func() { // gigabytes, on a broker that stays
+		k, err := l.Sink.connect()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer k.close()
+		k.current().DeleteTopics(context.Background(), &kafka.DeleteTopicsRequest{Topics: []string{topic}})
+	})
+	all := func(write func(p int) error) func() error {
+		return func() error {
+			for range batches {
+				var work sync.WaitGroup
+				errs := make([]error, partitions)
+				for p := range partitions {
+					work.Go(func() { errs[p] = write(p) })
+				}
+				work.Wait()
+				if err := errors.Join(errs...); err != nil {
+					return err
+				}
 			}
-			work.Wait()
+			return nil
 		}
 	}
-	b.Run("kafka-go", func(b *testing.B) {
-		all(b, func(ctx context.Context, p int) error {
-			var list []kafka.Record
-			for i := range values[p] {
-				list = append(list, kafka.Record{Key: kafka.NewBytes(keys[p][i]), Value: kafka.NewBytes(values[p][i])})
-			}
-			r, err := k.current().Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(list...)})
-			if err != nil {
-				return err
-			}
-			return r.Error
-		})
-	})
-	b.Run("sink", func(b *testing.B) {
-		all(b, func(ctx context.Context, p int) error { return k.write(ctx, topic, p, values[p], keys[p]) })
-	})
-	b.Run("teacher", func(b *testing.B) {
-		b.SetBytes(size)
-		for b.Loop() {
-			if err := t.send(b.Context(), pupils, batch, []int{0}, [][]float32{hidden}); err != nil {
-				b.Fatal(err)
-			}
+	ctx := b.Context()
+	contest.Rounds(b, batches*size, contest.Contestant{Name: "kafka-go", Run: all(func(p int) error {
+		var list []kafka.Record
+		for i := range values[p] {
+			list = append(list, kafka.Record{Key: kafka.NewBytes(keys[p][i]), Value: kafka.NewBytes(values[p][i])})
 		}
-	})
+		r, err := k.current().Produce(ctx, &kafka.ProduceRequest{Topic: topic, Partition: p, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(list...)})
+		if err != nil {
+			return err
+		}
+		return r.Error
+	})}, contest.Contestant{Name: "sink", Run: all(func(p int) error { return k.write(ctx, topic, p, values[p], keys[p]) })},
+		contest.Contestant{Name: "teacher", Run: func() error {
+			for range batches {
+				if err := t.send(ctx, pupils, batch, []int{0}, [][]float32{hidden}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
 }
