@@ -98,7 +98,7 @@ func BenchmarkFeedRead(b *testing.B) {
 		errs := make([]error, partitions)
 		for p := range partitions {
 			work.Go(func() {
-				r := kafka.NewReader(kafka.ReaderConfig{Brokers: s.Brokers, Topic: topic, Partition: p, MaxBytes: readerBytes, QueueCapacity: 8, MaxWait: 2 * time.Second,
+				r := kafka.NewReader(kafka.ReaderConfig{Brokers: s.Brokers, Topic: topic, Partition: p, MaxBytes: fetchBytes, QueueCapacity: 8, MaxWait: 2 * time.Second,
 					Dialer: &kafka.Dialer{TLS: login.TLS, SASLMechanism: login.SASL}})
 				for i := 0; i < records/partitions && errs[p] == nil; i++ {
 					_, errs[p] = r.FetchMessage(context.Background())

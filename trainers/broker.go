@@ -41,10 +41,8 @@ type broker struct {
 	patience  time.Duration // how long it may be away
 	notice    func(string)  // may be nil
 
-	mu     sync.Mutex
-	away   bool // people know it
-	closed bool
-	conns  map[net.Conn]bool // of the readers
+	mu   sync.Mutex
+	away bool // people know it
 }
 
 // defaultPatience is longer than a cluster takes to restart or to fail over.
@@ -59,7 +57,7 @@ func newBroker(a cluster.Access) (*broker, error) {
 	if t.TLS, t.SASL, err = a.Login(); err != nil {
 		return nil, err
 	}
-	return &broker{addresses: a.Brokers, transport: t, dial: dialBroker, conns: map[net.Conn]bool{}, patience: defaultPatience,
+	return &broker{addresses: a.Brokers, transport: t, dial: dialBroker, patience: defaultPatience,
 		client: &kafka.Client{Addr: kafka.TCP(a.Brokers...), Timeout: 10 * time.Second, Transport: t}}, nil
 }
 
@@ -83,46 +81,9 @@ func (b *broker) isBack(since time.Time) {
 	b.away = false
 }
 
-// dialer keeps hold of the readers' connections: a Reader that is closed waits
-// for its fetch to end, which takes up to MaxWait unless the connection goes.
+// dialer is for a connection of its own.
 func (b *broker) dialer() *kafka.Dialer {
-	return &kafka.Dialer{ClientID: "scavenge-trainer", Timeout: 10 * time.Second, DualStack: true, TLS: b.transport.TLS, SASLMechanism: b.transport.SASL,
-		DialFunc: func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := b.dial(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			if b.closed {
-				c.Close()
-				return nil, net.ErrClosed
-			}
-			b.conns[c] = true
-			return heldConn{c, b}, nil
-		}}
-}
-
-type heldConn struct {
-	net.Conn
-	b *broker
-}
-
-func (c heldConn) Close() error {
-	c.b.mu.Lock()
-	delete(c.b.conns, c.Conn)
-	c.b.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// hangUp closes the readers' connections and lets no new ones be made.
-func (b *broker) hangUp() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	for c := range b.conns {
-		c.Close()
-	}
+	return &kafka.Dialer{ClientID: "scavenge-trainer", Timeout: 10 * time.Second, DualStack: true, TLS: b.transport.TLS, SASLMechanism: b.transport.SASL, DialFunc: b.dial}
 }
 
 // partitions counts a topic's partitions; 0 for a topic that is not there.
@@ -168,24 +129,33 @@ func (b *broker) bounds(ctx context.Context, topic string, number int) (first, e
 }
 
 // at is the message at an offset.
-func (b *broker) at(ctx context.Context, topic string, partition int, offset int64) ([]byte, error) {
+func (b *broker) at(ctx context.Context, topic string, partition int, offset int64) (value, key []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	r, err := b.client.Fetch(ctx, &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: readerBytes, MaxWait: 2 * time.Second})
+	r, err := b.client.Fetch(ctx, &kafka.FetchRequest{Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: fetchBytes, MaxWait: 2 * time.Second})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if r.Error != nil {
-		return nil, r.Error
+		return nil, nil, r.Error
 	}
 	for { // a batch may begin before the offset
 		m, err := r.Records.ReadRecord()
 		if err != nil {
-			return nil, fmt.Errorf("no message: %w", err)
+			return nil, nil, fmt.Errorf("no message: %w", err)
 		}
-		if m.Offset == offset {
-			return io.ReadAll(m.Value)
+		if m.Offset != offset {
+			continue
 		}
+		if m.Key != nil {
+			if key, err = io.ReadAll(m.Key); err != nil {
+				return nil, nil, err
+			}
+		}
+		if m.Value != nil {
+			value, err = io.ReadAll(m.Value)
+		}
+		return value, key, err
 	}
 }
 

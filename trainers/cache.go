@@ -141,9 +141,10 @@ func (c *cache) append(id int64, partition int, offset int64, message []byte) er
 	return nil
 }
 
-// message is what an entry holds, whole or not.
-func (c *cache) message(e entry) ([]byte, error) {
-	b := make([]byte, e.size)
+// read is the message that an entry holds, whole or not, in a buffer that has
+// room for it.
+func (c *cache) read(e entry, b []byte) ([]byte, error) {
+	b = b[:e.size]
 	if _, err := c.file.ReadAt(b, e.at); err != nil {
 		return nil, fmt.Errorf("cache %s: at byte %d: %w", c.path, e.at, err)
 	}

@@ -7,15 +7,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/segmentio/kafka-go"
 )
 
 // partition reads the messages of one Kafka partition in order, each exactly
-// once, over broker restarts. It trusts kafka-go's Reader for fetching and
-// reconnecting and checks what that Reader would pass over in silence: an
-// offset that retention has deleted (it jumps to the earliest), one past the
-// log's end (it waits for ever).
+// once, over broker restarts. A fetcher on a goroutine of its own reads ahead
+// and reconnects; what is said here is when to give up: an offset that retention
+// has deleted, one past the log's end, a broker or a producer that is silent.
 type partition struct {
 	topic  string
 	number int
@@ -25,39 +22,39 @@ type partition struct {
 	end    atomic.Int64  // of the log, as of the last one
 	stall  time.Duration // longest wait for a message
 	broker *broker
-	reader *kafka.Reader  // nil before it is open
-	held   *kafka.Message // by peek
+	memory *spares // of messages
+
+	size     int           // of the memory for a message, bytes
+	arrivals chan arrival  // nil before it is open
+	stop     func()        // ends the fetcher
+	ended    chan struct{} // closed when it has ended
+	held     *message      // by peek
 
 	mu   sync.Mutex
-	last string // the Reader's latest complaint
+	last string // the fetcher's latest complaint
 }
-
-// readerBytes bounds a fetch; a single larger record still comes whole.
-const readerBytes = 8 << 20
 
 // fromBeginning stands for the offset at which a partition's log begins.
 const fromBeginning = -1
 
-// open makes the reader at the offset wanted.
-func (p *partition) open(recordBytes int) error {
-	p.reader = kafka.NewReader(kafka.ReaderConfig{
-		Brokers: p.broker.addresses, Topic: p.topic, Partition: p.number, Dialer: p.broker.dialer(),
-		MaxBytes:      max(readerBytes, 2*recordBytes),
-		QueueCapacity: min(1024, max(8, readerBytes/max(1, recordBytes))),
-		// A fetch that is cut off by MaxWait begins again: at 100 ms a
-		// megabyte record may never arrive.
-		MaxWait:        2 * time.Second,
-		ReadBackoffMax: 500 * time.Millisecond,
-		ErrorLogger:    kafka.LoggerFunc(p.complain),
-	})
-	return p.reader.SetOffset(p.next.Load())
+// open begins to read at the offset wanted. Up to 2 MiB of records are read
+// ahead, or two records where these are larger; recordBytes is about a
+// record's size.
+func (p *partition) open(recordBytes int) {
+	p.size = recordBytes
+	p.arrivals, p.ended = make(chan arrival, min(1024, max(2, aheadBytes/recordBytes))), make(chan struct{})
+	var ctx context.Context
+	ctx, p.stop = context.WithCancel(context.Background())
+	go p.fetch(ctx, p.next.Load())
 }
 
-func (p *partition) close() error {
-	if p.reader == nil {
-		return nil
+// close ends the fetcher.
+func (p *partition) close() {
+	if p.arrivals == nil {
+		return
 	}
-	return p.reader.Close()
+	p.stop()
+	<-p.ended
 }
 
 func (p *partition) complain(format string, args ...any) {
@@ -72,60 +69,47 @@ func (p *partition) complaint() string {
 	return p.last
 }
 
-// fetch is the next message. An error names the topic, partition and offset;
-// wanted says for people which record the caller expects there. Time during
-// which the broker is away counts against patience with it, not against stall.
-func (p *partition) fetch(ctx context.Context, wanted fmt.Stringer) (kafka.Message, error) {
-	m, err := p.peek(ctx, wanted)
-	if err == nil {
-		p.pass()
-	}
-	return m, err
-}
-
 // pass moves behind the message that peek gave.
 func (p *partition) pass() {
 	p.read.Add(1)
-	p.bytes.Add(int64(len(p.held.Value)))
+	p.bytes.Add(int64(len(p.held.value)))
 	p.next.Add(1)
 	p.held = nil
 }
 
-// peek is the message that fetch will give next.
-func (p *partition) peek(ctx context.Context, wanted fmt.Stringer) (kafka.Message, error) {
+// peek is the next message, until pass. An error names the topic, partition and
+// offset; wanted says for people which record the caller expects there. Time
+// during which the broker is away counts against patience with it, not against
+// stall.
+func (p *partition) peek(ctx context.Context, wanted fmt.Stringer) (message, error) {
 	if p.held != nil {
 		return *p.held, nil
 	}
 	var away time.Time // since when the broker has not answered; zero: it does
 	for began := time.Now(); ; {
-		wait, cancel := context.WithTimeout(ctx, min(5*time.Second, p.stall/2, p.broker.patience/2))
-		m, err := p.reader.FetchMessage(wait)
-		quiet := wait.Err() != nil
-		cancel()
+		a, came := p.arrival(ctx, min(5*time.Second, p.stall/2, p.broker.patience/2))
 		switch {
-		case err == nil:
+		case ctx.Err() != nil:
+			return message{}, ctx.Err()
+		case came && a.err == nil:
 			if !away.IsZero() {
 				p.broker.isBack(away)
 			}
-			if m.Offset != p.next.Load() {
-				return m, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, m.Offset, wanted)
+			if a.offset != p.next.Load() {
+				return message{}, fmt.Errorf("%v: the broker answered with offset %d: what lies between was deleted (retention?) before %v was read", p, a.offset, wanted)
 			}
-			p.end.Store(m.HighWaterMark)
-			p.held = &m
-			return m, nil
-		case ctx.Err() != nil:
-			return m, ctx.Err()
-		case !quiet:
-			if final(err) {
-				return m, fmt.Errorf("%v: %w", p, err)
-			}
-			p.complain("%v", err)
-			sleep(ctx, 200*time.Millisecond)
+			p.end.Store(a.end)
+			p.held = &a.message
+			return a.message, nil
+		case came && final(a.err):
+			return message{}, fmt.Errorf("%v: %w", p, a.err)
+		case came:
+			p.complain("%v", a.err)
 		}
 		answers, err := p.inside(ctx)
 		switch {
 		case err != nil:
-			return m, err
+			return message{}, err
 		case answers && !away.IsZero():
 			p.broker.isBack(away)
 			away, began = time.Time{}, time.Now()
@@ -133,17 +117,35 @@ func (p *partition) peek(ctx context.Context, wanted fmt.Stringer) (kafka.Messag
 			away = time.Now()
 			p.broker.isAway(p.complaint())
 		case !answers && time.Since(away) >= p.broker.patience:
-			return m, fmt.Errorf("%v: broker %s has been away for %v (--broker-timeout): %s", p, strings.Join(p.broker.addresses, ","), time.Since(away).Round(time.Second), p.complaint())
+			return message{}, fmt.Errorf("%v: broker %s has been away for %v (--broker-timeout): %s", p, strings.Join(p.broker.addresses, ","), time.Since(away).Round(time.Second), p.complaint())
 		}
 		if waited := time.Since(began); away.IsZero() && waited >= p.stall {
 			why := ""
 			if c := p.complaint(); c != "" {
 				why = "; last trouble: " + c
 			}
-			return m, fmt.Errorf("%v: no record for %v, waiting for %v: is the producer still at work, and is it to send that many? (--stall-timeout sets how long to wait)%s",
+			return message{}, fmt.Errorf("%v: no record for %v, waiting for %v: is the producer still at work, and is it to send that many? (--stall-timeout sets how long to wait)%s",
 				p, waited.Round(time.Second), wanted, why)
 		}
 	}
+}
+
+// arrival is what the fetcher brings next, if it does so in time.
+func (p *partition) arrival(ctx context.Context, wait time.Duration) (a arrival, came bool) {
+	select { // mostly it is there
+	case a = <-p.arrivals:
+		return a, true
+	default:
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case a = <-p.arrivals:
+		return a, true
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return arrival{}, false
 }
 
 func (p *partition) String() string {

@@ -6,105 +6,113 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/segmentio/kafka-go"
-
 	"github.com/scavenge/scavenge/schemas/activation"
 )
 
-// records are one layer's records of the places, in their order; with an error,
-// those before it.
-func (s *stream) records(ctx context.Context, t *topic, places []place) ([]*activation.Record, error) {
-	list := make([]*activation.Record, 0, len(places))
+// records appends a layer's records of the places, in their order; with an
+// error, those before it.
+func (s *stream) records(ctx context.Context, t *topic, places []place, to *part) error {
 	for _, want := range places {
 		if want.index == s.plan.Shuffle.start(want.index) {
 			t.shelf.clear()
 			t.window = t.offsets()
 		}
-		r, err := s.record(ctx, t, want)
-		if err != nil {
-			return list, err
+		m, err := s.record(ctx, t, want)
+		if err == nil {
+			err = to.append(want, m.record)
 		}
-		list = append(list, r)
+		if err != nil {
+			return err
+		}
+		s.memory.give(m.value)
 	}
-	return list, nil
+	return nil
 }
 
-// record is the record of a place: from the shelf, or else the partition is
-// read up to it. It is nil where it was rejected.
-func (s *stream) record(ctx context.Context, t *topic, want place) (*activation.Record, error) {
-	if r, there, err := t.shelf.get(ctx, want.id); there || err != nil {
-		return r, err
+// record is the message of a place: from the shelf, or else the partition is
+// read up to it. It has no record where that was rejected.
+func (s *stream) record(ctx context.Context, t *topic, want place) (message, error) {
+	if m, there, err := t.shelf.get(ctx, want.id); there || err != nil {
+		return m, err
 	}
 	number := activation.Partition(want.id, len(t.partitions))
 	p, c := t.partitions[number], t.cursors[number]
 	for {
 		next := c.next()
-		r, m, err := s.read(ctx, t, p, next)
+		m, err := s.read(ctx, t, p, next)
 		if err != nil {
-			return nil, err
+			return m, err
 		}
 		c.pass()
-		if err := t.shelf.put(next.id, r, m, next.id == want.id); err != nil {
-			return nil, err
+		if err := t.shelf.put(next.id, number, m, next.id == want.id); err != nil {
+			return m, err
 		}
 		if next.id == want.id {
-			return r, nil
+			return m, nil
 		}
 	}
 }
 
-// read reads a partition until it gives the record of a place, which must be
-// its next one but for repeated records; nil, if that one is damaged.
-func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (*activation.Record, kafka.Message, error) {
+// read reads a partition until it gives the message of a place, which must be
+// its next one but for repeated records; one without a record, if that is
+// damaged.
+func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (message, error) {
 	for {
 		m, err := p.peek(ctx, want)
 		if err != nil {
-			return nil, m, err
+			return m, err
 		}
-		r, err := activation.Unmarshal(m.Value)
-		if err == nil && r.Control == activation.EndOfStream && s.plan.Follow {
+		if m.bad == nil && m.record.Control == activation.EndOfStream && s.plan.Follow {
 			if ended, err := s.last(ctx, p, m); ended || err != nil { // it stays there, for whoever comes back
-				return nil, m, cmp.Or(err, errEnded)
+				return m, cmp.Or(err, errEnded)
 			}
 		}
 		p.pass()
-		if errors.Is(err, activation.ErrDamaged) {
-			if lost, err := s.reject(ctx, t, m, want, err); lost || err != nil {
-				return nil, m, err
+		if errors.Is(m.bad, activation.ErrDamaged) {
+			again, key, err := s.reread(ctx, t.name, p.number, m.offset)
+			if err != nil {
+				return m, fmt.Errorf("%w (%w)", m.bad, err)
 			}
-			continue
+			if m = again; errors.Is(m.bad, activation.ErrDamaged) {
+				if lost, err := s.reject(ctx, t, p.number, m, key, want); lost || err != nil {
+					return message{offset: m.offset}, err
+				}
+				continue
+			}
 		}
 		taken := false
-		if err == nil {
-			err = s.check(r, t.layer)
+		if err = m.bad; err == nil {
+			err = s.check(m.record, t.layer)
 		}
-		if err == nil && r.Control != 0 {
-			if err = s.control(r, m, want); err == nil {
+		if err == nil && m.record.Control != 0 {
+			if err = s.control(p, m, want); err == nil {
+				s.memory.give(m.value)
 				continue
 			}
 		}
 		if err == nil {
-			taken, err = s.accept(r, want)
+			taken, err = s.accept(m.record, want)
 		}
 		if err != nil {
-			return nil, m, fmt.Errorf("topic %s: partition %d: offset %d: %w", p.topic, p.number, m.Offset, err)
+			return m, fmt.Errorf("topic %s: partition %d: offset %d: %w", p.topic, p.number, m.offset, err)
 		}
 		if taken {
-			return r, m, nil
+			return m, nil
 		}
+		s.memory.give(m.value)
 		s.duplicates.Add(1)
 	}
 }
 
 // control hears what a control record tells where a place's record is wanted.
 // A producer that has ended may go on later, so its end is no error.
-func (s *stream) control(r *activation.Record, m kafka.Message, want place) error {
-	epoch := int64(r.Epoch)
+func (s *stream) control(p *partition, m message, want place) error {
+	r, epoch := m.record, int64(m.record.Epoch)
 	switch {
 	case r.Control == activation.EndOfEpoch && epoch >= want.epoch:
 		return fmt.Errorf("epoch %d ends here, and %v has not come: records are missing, or the producer's --seed is not this run's %d", epoch, want, s.plan.Seed)
-	case r.Control == activation.EndOfStream && m.Offset+1 >= m.HighWaterMark:
-		s.notice("topic %s: partition %d: the producer has ended the stream, and this run wants more (%v): waiting up to %v for it to go on (pipelines/teach with more --epochs or --sequences)", m.Topic, m.Partition, want, s.Stall)
+	case r.Control == activation.EndOfStream && m.offset+1 >= m.end:
+		s.notice("topic %s: partition %d: the producer has ended the stream, and this run wants more (%v): waiting up to %v for it to go on (pipelines/teach with more --epochs or --sequences)", p.topic, p.number, want, s.Stall)
 	}
 	return nil
 }

@@ -23,9 +23,9 @@ const (
 // repetition of an epoch's last record, damaged, cannot be told from the next
 // epoch's first one if that is the same sequence: it is taken for that.)
 // Without OnBadRecord skip the run ends.
-func (s *stream) reject(ctx context.Context, t *topic, m kafka.Message, want place, why error) (lost bool, err error) {
-	why = fmt.Errorf("topic %s: partition %d: offset %d: %w", t.name, m.Partition, m.Offset, why)
-	if err := s.sendRejected(ctx, t, m, why); err != nil {
+func (s *stream) reject(ctx context.Context, t *topic, partition int, m message, key []byte, want place) (lost bool, err error) {
+	why := fmt.Errorf("topic %s: partition %d: offset %d: %w", t.name, partition, m.offset, m.bad)
+	if err := s.sendRejected(ctx, t, partition, m, key, why); err != nil {
 		return false, errors.Join(why, err)
 	}
 	s.rejected.Add(1)
@@ -33,7 +33,7 @@ func (s *stream) reject(ctx context.Context, t *topic, m kafka.Message, want pla
 	if s.OnBadRecord != BadRecordSkip {
 		return false, fmt.Errorf("%w: the message is in topic %s now; --on-bad-record skip goes on without its sequence", why, to)
 	}
-	id, ok := activation.SequenceOf(m.Key)
+	id, ok := activation.SequenceOf(key)
 	if !ok {
 		return false, fmt.Errorf("%w: its key does not tell which sequence it was, so it cannot be skipped", why)
 	}
@@ -51,20 +51,20 @@ func (s *stream) reject(ctx context.Context, t *topic, m kafka.Message, want pla
 // sendRejected writes a message to the topic for damaged ones, with its origin
 // and the reason as headers. It does so again where that may help, for as long
 // as a record is waited for.
-func (s *stream) sendRejected(ctx context.Context, t *topic, m kafka.Message, why error) error {
+func (s *stream) sendRejected(ctx context.Context, t *topic, partition int, m message, key []byte, why error) error {
 	to := activation.RejectedTopic(t.name)
 	made := false
 	for began := time.Now(); ; {
 		var err error
 		if !made {
-			if err = s.broker.create(ctx, to, max(readerBytes, 2*len(m.Value)+1024)); err == nil {
+			if err = s.broker.create(ctx, to, max(8<<20, 2*len(m.value)+1024)); err == nil {
 				made = true
 			}
 		}
 		if made {
-			if err = s.broker.produce(ctx, to, kafka.Record{Key: kafka.NewBytes(m.Key), Value: kafka.NewBytes(m.Value), Headers: []kafka.Header{
+			if err = s.broker.produce(ctx, to, kafka.Record{Key: kafka.NewBytes(key), Value: kafka.NewBytes(m.value), Headers: []kafka.Header{
 				{Key: "reason", Value: []byte(why.Error())}, {Key: "topic", Value: []byte(t.name)},
-				{Key: "partition", Value: []byte(strconv.Itoa(m.Partition))}, {Key: "offset", Value: []byte(strconv.FormatInt(m.Offset, 10))}}}); err == nil {
+				{Key: "partition", Value: []byte(strconv.Itoa(partition))}, {Key: "offset", Value: []byte(strconv.FormatInt(m.offset, 10))}}}); err == nil {
 				return nil
 			}
 		}
@@ -98,31 +98,4 @@ func (b *broker) produce(ctx context.Context, topic string, r kafka.Record) erro
 		return err
 	}
 	return answer.Error
-}
-
-// without are a batch's places and records less those of which a layer has no
-// record.
-func without(places []place, rows [][]*activation.Record) ([]place, [][]*activation.Record) {
-	var whole []int
-	for i := range places {
-		lost := false
-		for _, layer := range rows {
-			lost = lost || layer[i] == nil
-		}
-		if !lost {
-			whole = append(whole, i)
-		}
-	}
-	if len(whole) == len(places) {
-		return places, rows
-	}
-	left := make([]place, len(whole))
-	kept := make([][]*activation.Record, len(rows))
-	for k, i := range whole {
-		left[k] = places[i]
-		for layer := range rows {
-			kept[layer] = append(kept[layer], rows[layer][i])
-		}
-	}
-	return left, kept
 }

@@ -3,17 +3,17 @@ package trainers
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
-
-	"github.com/scavenge/scavenge/schemas/activation"
 )
 
 // produce reads the next batch, all layers side by side.
 func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	var places []place
-	rows := make([][]*activation.Record, len(s.topics))
+	parts := make([]*part, len(s.topics))
+	for i, t := range s.topics {
+		parts[i] = &part{stream: s, topic: t, rows: s.plan.Batch}
+	}
 	for len(places) < s.plan.Batch {
 		n := s.plan.Batch - len(places)
 		if s.plan.Follow {
@@ -29,14 +29,14 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 		if len(next) == 0 {
 			break
 		}
-		err := s.gather(ctx, next, rows)
+		err := s.gather(ctx, next, parts)
 		if errors.Is(err, errEnded) { // inside the epoch
-			whole := len(rows[0])
-			for i := range rows {
-				whole = min(whole, len(rows[i]))
+			whole := parts[0].done
+			for _, p := range parts {
+				whole = min(whole, p.done)
 			}
-			for i := range rows {
-				rows[i] = rows[i][:whole]
+			for _, p := range parts {
+				p.truncate(whole)
 			}
 			kept := whole - len(places)
 			s.order.back(len(next) - kept)
@@ -51,19 +51,15 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	if len(places) == 0 {
 		return nil, Position{}, io.EOF
 	}
-	left, rows := without(places, rows)
-	if len(left) == 0 {
-		return nil, Position{}, fmt.Errorf("topic %s: every record of the batch from %v on was rejected: there is nothing left to train on", s.topics[0].name, places[0])
-	}
-	b, err := s.assemble(left, rows)
+	b, err := s.assemble(places, parts)
 	if err != nil {
 		return nil, Position{}, err
 	}
 	return b, s.position(), nil
 }
 
-// gather appends the records of some places to each topic's.
-func (s *stream) gather(ctx context.Context, places []place, rows [][]*activation.Record) error {
+// gather appends the records of some places to each topic's part.
+func (s *stream) gather(ctx context.Context, places []place, parts []*part) error {
 	defer func() {
 		for _, t := range s.topics {
 			t.sated.Store(s.order.left == 0 || t.shelf.full())
@@ -75,9 +71,7 @@ func (s *stream) gather(ctx context.Context, places []place, rows [][]*activatio
 	var work sync.WaitGroup
 	for i, t := range s.topics {
 		work.Go(func() {
-			var list []*activation.Record
-			list, errs[i] = s.records(ctx, t, places)
-			rows[i] = append(rows[i], list...)
+			errs[i] = s.records(ctx, t, places, parts[i])
 			if errs[i] != nil && !errors.Is(errs[i], errEnded) { // each layer reads to its end
 				cancel() // the other layers would wait for nothing
 			}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/segmentio/kafka-go"
-
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
@@ -118,7 +116,7 @@ func (s *stream) placeFrom(ctx context.Context, p *partition, offset, limit, ste
 func (s *stream) look(ctx context.Context, p *partition, offset int64) (r *activation.Record, err error) {
 	var value []byte
 	if err := s.persist(ctx, func(ctx context.Context) error {
-		value, err = s.broker.at(ctx, p.topic, p.number, offset)
+		value, _, err = s.broker.at(ctx, p.topic, p.number, offset)
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("topic %s: partition %d: offset %d: %w", p.topic, p.number, offset, err)
@@ -208,13 +206,13 @@ func (s *stream) follows(ctx context.Context, t *topic, epoch int64) (bool, erro
 		if err != nil {
 			return false, err
 		}
-		where := fmt.Sprintf("topic %s: partition %d: offset %d", t.name, p.number, m.Offset)
-		r, err := activation.Unmarshal(m.Value)
+		where := fmt.Sprintf("topic %s: partition %d: offset %d", t.name, p.number, m.offset)
+		r := m.record
 		switch {
-		case errors.Is(err, activation.ErrDamaged):
+		case errors.Is(m.bad, activation.ErrDamaged):
 			return true, s.part(ctx, epoch+1) // it is rejected where it is wanted
-		case err != nil:
-			return false, fmt.Errorf("%s: %w", where, err)
+		case m.bad != nil:
+			return false, fmt.Errorf("%s: %w", where, m.bad)
 		case r.Control == activation.EndOfStream:
 			if ended, err := s.last(ctx, p, m); ended || err != nil {
 				return false, err
@@ -227,6 +225,7 @@ func (s *stream) follows(ctx context.Context, t *topic, epoch int64) (bool, erro
 			s.duplicates.Add(1)
 		}
 		p.pass()
+		s.memory.give(m.value)
 	}
 }
 
@@ -234,9 +233,9 @@ func (s *stream) follows(ctx context.Context, t *topic, epoch int64) (bool, erro
 var errEnded = errors.New("the stream has ended")
 
 // last tells whether a message is the last one of a partition.
-func (s *stream) last(ctx context.Context, p *partition, m kafka.Message) (bool, error) {
+func (s *stream) last(ctx context.Context, p *partition, m message) (bool, error) {
 	_, end, err := s.settled(ctx, p)
-	return m.Offset+1 == end, err
+	return m.offset+1 == end, err
 }
 
 // partTakes is how long a part that the producer has read may take to be seen

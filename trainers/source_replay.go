@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
-
-	"github.com/segmentio/kafka-go"
 
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/durable"
@@ -87,63 +84,56 @@ type kept struct {
 	checked bool // that there is room for all
 }
 
-func (k *kept) get(ctx context.Context, id int64) (_ *activation.Record, there bool, err error) {
+func (k *kept) get(ctx context.Context, id int64) (_ message, there bool, err error) {
 	e, ok := k.entries[id]
 	if !ok || e.size == 0 { // an empty message stands for a rejected one
-		return nil, ok, nil
+		return message{}, ok, nil
 	}
-	message, err := k.message(e)
-	if err != nil {
-		return nil, true, err
+	m := message{offset: e.offset}
+	if m.value, err = k.read(e, k.stream.memory.take(e.size)); err != nil {
+		return m, true, err
 	}
-	r, err := k.is(message, id)
+	if m.record, err = activation.Unmarshal(m.value); err == nil {
+		err = k.is(m.record, id)
+	}
 	if err == nil {
-		return r, true, nil
+		return m, true, nil
 	}
 	k.stream.notice("cache %s: sequence %d: %v: reading it from %s again", k.path, id, err, k.topic.name)
-	if message, err = k.again(ctx, e); err != nil {
-		return nil, true, err
+	if m, _, err = k.stream.reread(ctx, k.topic.name, e.partition, e.offset); err != nil {
+		return m, true, err
 	}
-	if r, err = k.is(message, id); err != nil {
-		return nil, true, fmt.Errorf("topic %s: partition %d: offset %d: %w", k.topic.name, e.partition, e.offset, err)
+	if err = m.bad; err == nil {
+		err = k.is(m.record, id)
 	}
-	return r, true, k.mend(e, message)
-}
-
-// is reads a message that should be a sequence's record.
-func (k *kept) is(message []byte, id int64) (*activation.Record, error) {
-	r, err := activation.Unmarshal(message)
 	if err != nil {
-		return nil, err
+		return m, true, fmt.Errorf("topic %s: partition %d: offset %d: %w", k.topic.name, e.partition, e.offset, err)
 	}
+	return m, true, k.mend(e, m.value)
+}
+
+// is tells why a record is not a sequence's.
+func (k *kept) is(r *activation.Record, id int64) error {
 	if r.SequenceID != id {
-		return nil, fmt.Errorf("it is of sequence %d", r.SequenceID)
+		return fmt.Errorf("it is of sequence %d", r.SequenceID)
 	}
-	return r, k.stream.check(r, k.topic.layer)
+	return k.stream.check(r, k.topic.layer)
 }
 
-// again fetches an entry's message from Kafka.
-func (k *kept) again(ctx context.Context, e entry) ([]byte, error) {
-	for began := time.Now(); ; {
-		m, err := k.stream.broker.at(ctx, k.topic.name, e.partition, e.offset)
-		if err == nil || ctx.Err() != nil {
-			return m, err
-		}
-		if final(err) || errors.Is(err, kafka.OffsetOutOfRange) || time.Since(began) > k.stream.Stall {
-			return nil, fmt.Errorf("topic %s: partition %d: offset %d: %w", k.topic.name, e.partition, e.offset, err)
-		}
-		sleep(ctx, 200*time.Millisecond)
+func (k *kept) put(id int64, partition int, m message, wanted bool) error {
+	if m.record == nil {
+		return k.append(id, partition, m.offset, nil)
 	}
-}
-
-func (k *kept) put(id int64, r *activation.Record, m kafka.Message, _ bool) error {
-	if r == nil {
-		return k.append(id, m.Partition, m.Offset, nil)
-	}
-	if err := k.fits(r); err != nil {
+	if err := k.fits(m.record); err != nil {
 		return err
 	}
-	return k.append(id, m.Partition, m.Offset, m.Value)
+	if err := k.append(id, partition, m.offset, m.value); err != nil {
+		return err
+	}
+	if !wanted {
+		k.stream.memory.give(m.value)
+	}
+	return nil
 }
 
 // fits refuses, before the first record is written, a cache that will be too

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/segmentio/kafka-go"
-
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
 )
@@ -111,8 +109,8 @@ type counted struct {
 	most int
 }
 
-func (c *counted) put(id int64, r *activation.Record, m kafka.Message, wanted bool) error {
-	err := c.memory.put(id, r, m, wanted)
+func (c *counted) put(id int64, partition int, m message, wanted bool) error {
+	err := c.memory.put(id, partition, m, wanted)
 	c.most = max(c.most, len(c.memory))
 	return err
 }
@@ -391,7 +389,7 @@ func FuzzCache(f *testing.F) {
 		}
 		wrong := 0
 		for id := range int64(6) {
-			got, err := c.message(c.entries[id])
+			got, err := c.read(c.entries[id], make([]byte, 0, 1<<10))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/segmentio/kafka-go"
-
 	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/dtype"
@@ -48,8 +46,9 @@ type stream struct {
 	broker     *broker
 	topics     []*topic
 	dtype      dtype.Type // of the first record, and so of all
-	spare      spares
-	told       chan bool // closed when progress is no longer published
+	spare      spares     // of batches' targets
+	memory     spares     // of messages
+	told       chan bool  // closed when progress is no longer published
 	duplicates atomic.Int64
 	rejected   atomic.Int64
 }
@@ -67,12 +66,13 @@ type topic struct {
 
 // shelf keeps records that came before they were wanted.
 type shelf interface {
-	// get is the record of a sequence, if it is there; nil for a rejected one.
-	get(ctx context.Context, id int64) (r *activation.Record, there bool, err error)
-	// put is given the record of each sequence that is read, nil for a rejected
-	// one, and the message that it came in; a wanted one will not be asked for
-	// again in this epoch.
-	put(id int64, r *activation.Record, m kafka.Message, wanted bool) error
+	// get is the message of a sequence, if it is there: without a record, if that
+	// was rejected. Its memory is the caller's.
+	get(ctx context.Context, id int64) (m message, there bool, err error)
+	// put is given the message of each sequence that is read, and its partition;
+	// a wanted one will not be asked for again in this epoch, and its memory stays
+	// the caller's.
+	put(id int64, partition int, m message, wanted bool) error
 	// full tells that the topic need not be read any more.
 	full() bool
 	// clear tells that a window begins: what came before will not be wanted
@@ -83,17 +83,17 @@ type shelf interface {
 }
 
 // memory is the shelf of a stream: at most a window's records.
-type memory map[int64]*activation.Record
+type memory map[int64]message
 
-func (m memory) get(_ context.Context, id int64) (*activation.Record, bool, error) {
-	r, there := m[id]
+func (m memory) get(_ context.Context, id int64) (message, bool, error) {
+	kept, there := m[id]
 	delete(m, id)
-	return r, there, nil
+	return kept, there, nil
 }
 
-func (m memory) put(id int64, r *activation.Record, _ kafka.Message, wanted bool) error {
+func (m memory) put(id int64, _ int, read message, wanted bool) error {
 	if !wanted {
-		m[id] = r
+		m[id] = read
 	}
 	return nil
 }
@@ -109,8 +109,8 @@ func (m memory) close(bool) error { return nil }
 // brokers.
 //
 // Memory does not depend on the topic's size: three batches (in training, ready,
-// in the making), the shuffle's window, and for each partition of each layer 8 MiB
-// of records read ahead, or eight records where these are larger.
+// in the making), the shuffle's window, and for each partition of each layer 2 MiB
+// of records read ahead, or two records where these are larger, and two more.
 func NewStreamSource(ctx context.Context, s Stream, p Plan) (Source, error) {
 	return newStream(ctx, s, p, func(src *stream, t *topic, _ int) error {
 		t.shelf = memory{}
@@ -129,7 +129,7 @@ func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t
 		b.patience = s.BrokerTimeout
 	}
 	b.notice = s.Notice
-	src := &stream{Stream: s, plan: p, broker: b, told: make(chan bool)}
+	src := &stream{Stream: s, plan: p, broker: b, told: make(chan bool), spare: spares{most: 3 * len(s.Layers)}, memory: spares{most: maxSpares}}
 	if err := src.begin(ctx); err != nil {
 		b.transport.CloseIdleConnections()
 		return nil, err
@@ -161,7 +161,7 @@ func (s *stream) open(ctx context.Context, t *topic, shelve func(*stream, *topic
 	begin := s.order.window(at.Index)
 	for number := range n {
 		t.cursors = append(t.cursors, &cursor{s.order, int64(number), int64(n), at.Epoch, begin})
-		t.partitions = append(t.partitions, &partition{topic: t.name, number: number, stall: s.Stall, broker: s.broker})
+		t.partitions = append(t.partitions, &partition{topic: t.name, number: number, stall: s.Stall, broker: s.broker, memory: &s.memory})
 		if offsets != nil {
 			t.partitions[number].next.Store(offsets[number])
 		} else {
@@ -185,17 +185,10 @@ func (s *stream) open(ctx context.Context, t *topic, shelve func(*stream, *topic
 		if err := within(p, first, end); err != nil {
 			return err
 		}
-		if err := p.open(s.recordBytes()); err != nil {
-			return fmt.Errorf("%v: %w", p, err)
-		}
+		p.open(activation.MaxMessageBytes(s.plan.Length, s.Dim, dtype.Float16)) // what teachers send if not told otherwise
 	}
 	t.window = t.offsets()
 	return nil
-}
-
-// recordBytes is about a record's size at its widest.
-func (s *stream) recordBytes() int {
-	return activation.MaxMessageBytes(s.plan.Length, s.Dim, dtype.Float32)
 }
 
 func (s *stream) notice(format string, args ...any) {
@@ -241,7 +234,6 @@ func (s *stream) settled(ctx context.Context, p *partition) (first, end int64, e
 func (s *stream) Close() error {
 	s.ahead.cancel()
 	<-s.told
-	s.broker.hangUp()
 	err := s.ahead.Close()
 	at := s.ahead.position
 	return errors.Join(err, s.closeTopics(!s.plan.Follow && at.Epoch*s.order.length+at.Index == s.plan.Total))
@@ -250,11 +242,10 @@ func (s *stream) Close() error {
 func (s *stream) closeTopics(whole bool) error {
 	errs := make([]error, len(s.topics))
 	var work sync.WaitGroup
-	s.broker.hangUp()
 	for i, t := range s.topics {
 		work.Go(func() {
 			for _, p := range t.partitions {
-				errs[i] = errors.Join(errs[i], p.close())
+				p.close()
 			}
 			if t.shelf != nil {
 				errs[i] = errors.Join(errs[i], t.shelf.close(whole))
