@@ -137,8 +137,8 @@ func (t Target) Decode(dst []float32) error {
 		return fmt.Errorf("target of layer %d: %d int8 elements with %d scales do not make %d values", t.Layer, len(t.Values), len(t.Scales), len(dst))
 	}
 	dim := len(dst) / len(t.Scales)
-	for i, v := range t.Values {
-		dst[i] = float32(int8(v)) * t.Scales[i/dim]
+	for i, scale := range t.Scales {
+		dtype.DecodeInt8(dst[i*dim:(i+1)*dim], t.Values[i*dim:(i+1)*dim], scale)
 	}
 	return nil
 }

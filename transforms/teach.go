@@ -413,17 +413,37 @@ func (t *teacher) sendLane(ctx context.Context, l lane, rows []pupil, b gpu.Batc
 		}
 		r := t.blank(l.layer)
 		r.Epoch, r.SequenceID, r.Tokens = int(x.epoch), x.id, b.Tokens[i*b.Length:(i+1)*b.Length]
-		if l.layer != activation.Tokens {
-			var err error
-			if r.Values, r.Scales, err = activation.Encode(r.Type, hidden[i*width:(i+1)*width], r.Dim); err != nil {
-				return fmt.Errorf("teacher %s: layer %d: sequence %d: %w: choose another --dtype", t.Teacher, l.layer, x.id, err)
-			}
-		}
-		value, err := activation.Marshal(&r)
+		value, err := t.marshal(&r, l, hidden, i*width)
 		if err != nil {
 			return err
 		}
 		values, keys = append(values, value), append(keys, activation.Key(x.id))
 	}
-	return t.sink.write(ctx, activation.Topic(t.Sink.Run, l.layer), l.partition, values, keys)
+	if err := t.sink.write(ctx, activation.Topic(t.Sink.Run, l.layer), l.partition, values, keys); err != nil {
+		return err // a request that was given up may still be read from
+	}
+	for _, v := range values {
+		spare.Put(&v)
+	}
+	return nil
+}
+
+// spare is the memory of messages that were written, *[]byte.
+var spare sync.Pool
+
+// marshal is the message of a record whose activations begin at a place in
+// hidden.
+func (t *teacher) marshal(r *activation.Record, l lane, hidden []float32, at int) ([]byte, error) {
+	if l.layer == activation.Tokens {
+		return activation.Marshal(r)
+	}
+	var value []byte
+	if used, ok := spare.Get().(*[]byte); ok {
+		value = (*used)[:0]
+	}
+	value, err := activation.AppendMarshal(value, r, hidden[at:at+r.Length*r.Dim])
+	if err != nil {
+		return nil, fmt.Errorf("teacher %s: layer %d: sequence %d: %w: choose another --dtype", t.Teacher, l.layer, r.SequenceID, err)
+	}
+	return value, nil
 }

@@ -101,14 +101,17 @@ func typeOf(n uint64) (dtype.Type, bool) {
 }
 
 // Validate says what of a record contradicts itself.
-func (r *Record) Validate() error {
+func (r *Record) Validate() error { return r.validate(len(r.Values)) }
+
+// validate does so for a record that is to have so many bytes of values.
+func (r *Record) validate(values int) error {
 	if r.Control != 0 {
 		return r.validateControl()
 	}
 	if r.Records != 0 {
 		return fmt.Errorf("activation record: it counts %d records", r.Records)
 	}
-	if r.Layer == Tokens && (r.Teacher != "" || r.Dim != 0 || r.Type != "" || len(r.Values) > 0 || len(r.Scales) > 0) {
+	if r.Layer == Tokens && (r.Teacher != "" || r.Dim != 0 || r.Type != "" || values > 0 || len(r.Scales) > 0) {
 		return errors.New("token record: it has a teacher or activations")
 	}
 	switch {
@@ -120,8 +123,8 @@ func (r *Record) Validate() error {
 		return fmt.Errorf("activation record: values of type %q", r.Type)
 	case len(r.Tokens) != r.Length:
 		return fmt.Errorf("activation record: %d tokens, want %d", len(r.Tokens), r.Length)
-	case len(r.Values) != r.Length*r.Dim*r.Type.Size():
-		return fmt.Errorf("activation record: %d bytes of values, %d × %d of %s take %d", len(r.Values), r.Length, r.Dim, r.Type, r.Length*r.Dim*r.Type.Size())
+	case values != r.Length*r.Dim*r.Type.Size():
+		return fmt.Errorf("activation record: %d bytes of values, %d × %d of %s take %d", values, r.Length, r.Dim, r.Type, r.Length*r.Dim*r.Type.Size())
 	}
 	scales := 0
 	if r.Type == dtype.Int8 {
@@ -173,7 +176,8 @@ func (r *Record) wireLayer() uint64 { return uint64(max(0, r.Layer)) }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksum is the field crc32c; see activation.proto for what it covers.
+// checksum is the field crc32c of all but the values; see activation.proto for
+// what it covers.
 func (r *Record) checksum() uint32 {
 	buf := make([]byte, 0, 7*8+4*len(r.Tokens)+4*len(r.Scales))
 	for _, v := range []uint64{r.version(), r.wireLayer(), uint64(r.Epoch), uint64(r.SequenceID), uint64(r.Length), uint64(r.Dim), uint64(types[r.Type])} {
@@ -189,77 +193,7 @@ func (r *Record) checksum() uint32 {
 		buf = binary.LittleEndian.AppendUint64(buf, uint64(r.Control))
 		buf = binary.LittleEndian.AppendUint64(buf, uint64(r.Records))
 	}
-	return crc32.Update(crc32.Checksum(buf, castagnoli), castagnoli, r.Values)
-}
-
-// The last float32 that do not round to infinity.
-var (
-	largestFloat16  = math.Float32frombits(0x477fefff)
-	largestBFloat16 = math.Float32frombits(0x7f7f7fff)
-)
-
-// Encode turns float32 activations, dim a token, into a record's values: one
-// of the float types rounded to nearest even, or int8 with the scale max|x|/127
-// of each token. What the type cannot hold is an error that names the place.
-func Encode(t dtype.Type, x []float32, dim int) (values []byte, scales []float32, err error) {
-	if dim < 1 || len(x)%dim != 0 {
-		return nil, nil, fmt.Errorf("activations: %d values are not rows of %d", len(x), dim)
-	}
-	if types[t] == 0 {
-		return nil, nil, fmt.Errorf("activations: values of type %q", t)
-	}
-	largest := float32(math.MaxFloat32)
-	switch t {
-	case dtype.Float16:
-		largest = largestFloat16
-	case dtype.BFloat16:
-		largest = largestBFloat16
-	}
-	for i, v := range x {
-		if !(v <= largest && v >= -largest) {
-			return nil, nil, fmt.Errorf("activations: token %d, channel %d is %g: outside %s", i/dim, i%dim, v, t)
-		}
-	}
-	values = make([]byte, 0, len(x)*t.Size())
-	if t != dtype.Int8 {
-		values, err = dtype.Encode(values, t, x)
-		return values, nil, err
-	}
-	scales = make([]float32, 0, len(x)/dim)
-	for row := x; len(row) > 0; row = row[dim:] {
-		var top float32
-		for _, v := range row[:dim] {
-			top = max(top, v, -v)
-		}
-		scale := top / 127
-		scales = append(scales, scale)
-		for _, v := range row[:dim] {
-			n := 0.0
-			if scale > 0 { // a scale of zero is a token of zeros, or of values under float32's smallest
-				n = math.RoundToEven(float64(v) / float64(scale))
-			}
-			values = append(values, byte(int8(max(-127, min(127, n)))))
-		}
-	}
-	return values, scales, nil
-}
-
-// Decode is a record's values as float32, Length·Dim of them.
-func (r *Record) Decode() ([]float32, error) {
-	if err := r.Validate(); err != nil {
-		return nil, err
-	}
-	if r.Layer == Tokens || r.Control != 0 {
-		return nil, errors.New("token or control record: it has no activations")
-	}
-	x := make([]float32, r.Length*r.Dim)
-	if r.Type != dtype.Int8 {
-		return x, dtype.Decode(x, r.Type, r.Values)
-	}
-	for i, v := range r.Values {
-		x[i] = float32(int8(v)) * r.Scales[i/r.Dim]
-	}
-	return x, nil
+	return crc32.Checksum(buf, castagnoli)
 }
 
 // Topic is the Kafka topic of a run's layer, or of its token records.

@@ -75,6 +75,41 @@ func TestUnmarshalInvertsMarshal(t *testing.T) {
 	}
 }
 
+func TestAppendMarshalIsMarshalOfEncode(t *testing.T) {
+	for _, typ := range everyType {
+		for _, shape := range [][2]int{{1, 1}, {9, 16}, {3, 4097}, {700, 12}, {5, 1 << 15}} { // blocks of several rows, one, and larger than one
+			r, x := record(t, typ, shape[0], shape[1])
+			want, err := Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			scales := r.Scales
+			r.Values, r.Scales = nil, []float32{5}
+			got, err := AppendMarshal([]byte("before"), r, x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got[:6]) != "before" || !bytes.Equal(got[6:], want) {
+				t.Errorf("%s: %v: not the bytes of Marshal", typ, shape)
+			}
+			if !slices.Equal(r.Scales, scales) {
+				t.Errorf("%s: %v: scales %v, want %v", typ, shape, r.Scales, scales)
+			}
+			x[len(x)-1] = float32(math.NaN())
+			if got, err := AppendMarshal([]byte("before"), r, x); err == nil || string(got) != "before" || !strings.Contains(err.Error(), "is NaN: outside "+string(typ)) {
+				t.Errorf("%s: %v: NaN gave %d bytes, %v", typ, shape, len(got), err)
+			}
+			if _, err := AppendMarshal(nil, r, x[1:]); err == nil {
+				t.Errorf("%s: %v: a value too few is no error", typ, shape)
+			}
+			r.Tokens = r.Tokens[1:]
+			if _, err := AppendMarshal(nil, r, make([]float32, len(x))); err == nil {
+				t.Errorf("%s: %v: a token too few is no error", typ, shape)
+			}
+		}
+	}
+}
+
 // The hand-written wire code and Protobuf's generated code are one format.
 func TestGeneratedCodeReadsAndWritesTheSameRecord(t *testing.T) {
 	for _, typ := range everyType {
@@ -295,13 +330,19 @@ func BenchmarkUnmarshal(b *testing.B) {
 	}
 }
 
-func BenchmarkEncodeFloat16(b *testing.B) {
-	x := values(1024 * 512)
-	b.SetBytes(int64(2 * len(x)))
-	for b.Loop() {
-		if _, _, err := Encode(dtype.Float16, x, 512); err != nil {
-			b.Fatal(err)
-		}
+func BenchmarkAppendMarshal(b *testing.B) {
+	for _, typ := range everyType {
+		b.Run(string(typ), func(b *testing.B) {
+			r, x := record(b, typ, 1024, 512)
+			b.SetBytes(int64(len(r.Values)))
+			var dst []byte
+			for b.Loop() {
+				var err error
+				if dst, err = AppendMarshal(dst[:0], r, x); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

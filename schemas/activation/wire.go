@@ -1,9 +1,12 @@
 package activation
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -32,16 +35,31 @@ func Marshal(r *Record) ([]byte, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
+	b, at := r.appendHead(nil, len(r.Values))
+	binary.LittleEndian.PutUint32(b[at:], crc32.Update(r.checksum(), castagnoli, r.Values))
+	b = append(b, r.Values...)
+	b = appendVarint(b, fieldControl, uint64(r.Control))
+	return appendVarint(b, fieldRecords, uint64(r.Records)), nil
+}
+
+// appendVarint appends a field; proto3 leaves zeros out.
+func appendVarint(b []byte, field protowire.Number, v uint64) []byte {
+	if v == 0 {
+		return b
+	}
+	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), v)
+}
+
+// appendHead appends all of a record before its values, and makes room for
+// these. The four bytes of the checksum, at an index of what it returns, are
+// left empty.
+func (r *Record) appendHead(b []byte, values int) (head []byte, checksum int) {
 	tokens := 0
 	for _, t := range r.Tokens {
 		tokens += protowire.SizeVarint(uint64(int64(t)))
 	}
-	b := make([]byte, 0, 160+len(r.Teacher)+len(r.TokenSet)+tokens+4*len(r.Scales)+len(r.Values))
-	varint := func(field protowire.Number, v uint64) {
-		if v != 0 { // proto3 leaves zeros out
-			b = protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), v)
-		}
-	}
+	b = slices.Grow(b, 160+len(r.Teacher)+len(r.TokenSet)+tokens+4*len(r.Scales)+values)
+	varint := func(field protowire.Number, v uint64) { b = appendVarint(b, field, v) }
 	header := func(field protowire.Number, size int) {
 		b = protowire.AppendVarint(protowire.AppendTag(b, field, protowire.BytesType), uint64(size))
 	}
@@ -72,14 +90,13 @@ func Marshal(r *Record) ([]byte, error) {
 			b = protowire.AppendFixed32(b, math.Float32bits(s))
 		}
 	}
-	b = protowire.AppendFixed32(protowire.AppendTag(b, fieldChecksum, protowire.Fixed32Type), r.checksum())
-	if len(r.Values) > 0 {
-		header(fieldValues, len(r.Values))
+	b = protowire.AppendTag(b, fieldChecksum, protowire.Fixed32Type)
+	checksum = len(b)
+	b = protowire.AppendFixed32(b, 0)
+	if values > 0 {
+		header(fieldValues, values)
 	}
-	b = append(b, r.Values...)
-	varint(fieldControl, uint64(r.Control))
-	varint(fieldRecords, uint64(r.Records))
-	return b, nil
+	return b, checksum
 }
 
 // ErrDamaged is wrapped by Unmarshal's error about bytes that are not what
@@ -110,7 +127,7 @@ func Unmarshal(data []byte) (*Record, error) {
 	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if got := r.checksum(); got != p.checksum {
+	if got := crc32.Update(r.checksum(), castagnoli, r.Values); got != p.checksum {
 		return nil, fmt.Errorf("activation record: %w: checksum %08x, the record says %08x", ErrDamaged, got, p.checksum)
 	}
 	return &r, nil

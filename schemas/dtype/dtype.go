@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Type is an element type, spelt as safetensors spells it.
@@ -56,21 +57,18 @@ func Parse(name string) (Type, error) {
 // Encode appends src to dst as little-endian elements of a float type,
 // rounding to nearest even; float16 overflow becomes infinity.
 func Encode(dst []byte, t Type, src []float32) ([]byte, error) {
-	switch t {
-	case Float32:
-		for _, v := range src {
-			dst = binary.LittleEndian.AppendUint32(dst, math.Float32bits(v))
-		}
-	case Float16:
-		for _, v := range src {
-			dst = binary.LittleEndian.AppendUint16(dst, float16Bits(v))
-		}
-	case BFloat16:
-		for _, v := range src {
-			dst = binary.LittleEndian.AppendUint16(dst, bfloat16Bits(v))
-		}
-	default:
+	if t != Float32 && t != Float16 && t != BFloat16 {
 		return dst, fmt.Errorf("dtype %s: not a float type to encode to", t)
+	}
+	n := len(dst)
+	dst = slices.Grow(dst, t.Size()*len(src))[:n+t.Size()*len(src)]
+	switch to := dst[n:]; t {
+	case Float32:
+		encodeFloat32(to, src)
+	case Float16:
+		encodeFloat16(to, src)
+	case BFloat16:
+		encodeBFloat16(to, src)
 	}
 	return dst, nil
 }
@@ -83,17 +81,11 @@ func Decode(dst []float32, t Type, src []byte) error {
 	}
 	switch t {
 	case Float32:
-		for i := range dst {
-			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
-		}
+		decodeFloat32(dst, src)
 	case Float16:
-		for i := range dst {
-			dst[i] = float16Value(binary.LittleEndian.Uint16(src[2*i:]))
-		}
+		decodeFloat16(dst, src)
 	case BFloat16:
-		for i := range dst {
-			dst[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(src[2*i:])) << 16)
-		}
+		decodeBFloat16(dst, src)
 	case Float64:
 		for i := range dst {
 			dst[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:])))
@@ -104,40 +96,22 @@ func Decode(dst []float32, t Type, src []byte) error {
 	return nil
 }
 
-// float16Bits rounds to IEEE 754 binary16, ties to even.
-func float16Bits(v float32) uint16 {
-	b := math.Float32bits(v)
-	sign := uint16(b >> 16 & 0x8000)
-	abs := b & 0x7fffffff
-	switch {
-	case abs > 0x7f800000: // NaN stays NaN
-		return sign | 0x7e00
-	case abs >= 0x477ff000: // rounds past 65504: infinity
-		return sign | 0x7c00
-	case abs < 0x38800000: // subnormal in binary16: let a float32 addition do the rounding
-		return sign | uint16(math.Float32bits(math.Float32frombits(abs)+0.5)-0x3f000000)
+// EncodeInt8 appends src / scale to dst, rounded to nearest even and cut to
+// ±127. A scale that is not above zero stands for a row of zeros, or of values
+// under float32's smallest.
+func EncodeInt8(dst []byte, src []float32, scale float32) []byte {
+	n := len(dst)
+	dst = slices.Grow(dst, len(src))[:n+len(src)]
+	if !(scale > 0) {
+		clear(dst[n:])
+		return dst
 	}
-	return sign | uint16((abs+0xfff+(abs>>13&1)-0x38000000)>>13)
+	encodeInt8(dst[n:], src, scale)
+	return dst
 }
 
-func float16Value(h uint16) float32 {
-	sign := uint32(h&0x8000) << 16
-	exp, frac := uint32(h>>10&0x1f), uint32(h&0x3ff)
-	switch exp {
-	case 0: // zero and subnormals: frac · 2⁻²⁴
-		v := float32(frac) * (1.0 / (1 << 24))
-		return math.Float32frombits(sign | math.Float32bits(v))
-	case 0x1f:
-		return math.Float32frombits(sign | 0x7f800000 | frac<<13)
-	}
-	return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
-}
+// DecodeInt8 fills dst with int8 · scale; src has as many elements.
+func DecodeInt8(dst []float32, src []byte, scale float32) { decodeInt8(dst[:len(src)], src, scale) }
 
-// bfloat16Bits rounds to the upper half of a float32, ties to even.
-func bfloat16Bits(v float32) uint16 {
-	b := math.Float32bits(v)
-	if b&0x7fffffff > 0x7f800000 {
-		return uint16(b>>16) | 0x40
-	}
-	return uint16((b + 0x7fff + (b >> 16 & 1)) >> 16)
-}
+// MaxAbs is max|x|, 0 of none. NaN is above all numbers.
+func MaxAbs(x []float32) float32 { return math.Float32frombits(maxAbs(x)) }
