@@ -21,10 +21,10 @@ const lineEvery = 10 * time.Second
 // screen. A Bar is safe for concurrent use, and a nil *Bar shows nothing.
 type Bar struct {
 	stage string
-	total int64 // steps, rows or bytes; 0: not known
 	out   io.Writer
 
 	mu     sync.Mutex
+	total  int64    // steps, rows or bytes; 0: not known
 	live   *mpb.Bar // nil where there is no terminal
 	start  time.Time
 	first  [2]int64 // done and tokens when this run took over: a resumed stage did not do them now
@@ -60,14 +60,31 @@ func newBar(stage string, total int64, out io.Writer, live bool) *Bar {
 		screen.area = mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh(), mpb.WithWidth(24), mpb.PopCompletedMode())
 	}
 	screen.open++
-	b.live = screen.area.New(total, mpb.BarStyle(),
+	// A bar made with a total ends by itself when it reaches that one, and this
+	// one may grow: it ends by Done alone.
+	b.live = screen.area.New(0, mpb.BarStyle(),
 		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-28s", stage)), decor.NewPercentage("%d", decor.WC{W: 5})),
 		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			return b.detail(time.Now())
 		})))
+	b.live.SetTotal(total, false)
 	return b
+}
+
+// Grow tells that there is more to do than was known: total in all.
+func (b *Bar) Grow(total int64) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	b.total = total
+	live := b.live
+	b.mu.Unlock()
+	if live != nil {
+		live.SetTotal(total, false)
+	}
 }
 
 // Set tells how much is done: units of the total, tokens in all, and the last
@@ -90,7 +107,7 @@ func (b *Bar) Set(done, tokens int64, loss float64) {
 	live := b.live
 	b.mu.Unlock()
 	if live != nil { // outside the lock: the painter's decorator takes it
-		live.SetCurrent(min(done, max(b.total-1, 0)))
+		live.SetCurrent(done)
 	}
 }
 
@@ -105,8 +122,8 @@ func (b *Bar) Done() {
 		return
 	}
 	b.closed = true
-	live := b.live
-	whole := b.done >= b.total
+	live, total := b.live, b.total
+	whole := b.done >= total
 	if live == nil {
 		end := ", stopped"
 		if whole {
@@ -119,7 +136,7 @@ func (b *Bar) Done() {
 		return
 	}
 	if whole {
-		live.SetTotal(max(b.total, 1), true)
+		live.SetTotal(max(total, 1), true)
 	} else {
 		live.Abort(false)
 	}

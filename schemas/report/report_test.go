@@ -141,6 +141,27 @@ func TestLiveBarsShareTheScreen(t *testing.T) {
 	}
 }
 
+// A bar of work that grows is whole when all of it is done, not when what was
+// known first is.
+func TestBarGrows(t *testing.T) {
+	for _, live := range []bool{false, true} {
+		var out bytes.Buffer
+		b := newBar("teach", 4, &out, live)
+		b.Set(4, 4, math.NaN())
+		b.Grow(8)
+		b.Set(6, 6, math.NaN())
+		b.Done()
+		if s := out.String(); !live && (!strings.Contains(s, " 75% ") || !strings.HasSuffix(s, ", stopped\n")) {
+			t.Errorf("6 of 4, then 8: printed %q", s)
+		}
+		if live && (b.live.Current() != 6 || !b.live.Aborted()) {
+			t.Errorf("6 of 4, then 8, on a terminal: at %d, ended by itself: %v", b.live.Current(), b.live.Completed())
+		}
+	}
+	var none *Bar
+	none.Grow(1)
+}
+
 func TestCurveDrawsEveryRangeOfLosses(t *testing.T) {
 	for name, losses := range map[string][]float64{"one point": {2}, "flat": {3, 3, 3}, "narrow": {7, 5, 4}, "decades": {1e-5, 0.3, 40}} {
 		svg, err := Curve{Title: name, Loss: "nats", Lines: []Line{{Name: "a", Steps: []int64{1, 2, 3}[:len(losses)], Loss: losses}}}.SVG()
