@@ -8,7 +8,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,11 +19,8 @@ import (
 	"github.com/scavenge/scavenge/infra"
 	"github.com/scavenge/scavenge/infra/cluster"
 	"github.com/scavenge/scavenge/schemas/activation"
-	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
-	"github.com/scavenge/scavenge/schemas/durable"
 	"github.com/scavenge/scavenge/schemas/report"
-	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
 )
 
@@ -47,7 +43,7 @@ const prismAtOnce = 8
 // TeachOptions says what Teach sends where. Zero values of Epochs, Partitions,
 // Workers, Batch, Device, DType, Patience and Data stand for their defaults.
 type TeachOptions struct {
-	Dataset        string // folder of a token set
+	Dataset        string // folder of a token set, or of a growing one, each part of which is taught once
 	Teacher        string // folder of a GPT-NeoX checkpoint; not needed where Layers is activation.Tokens alone
 	cluster.Access        // no brokers: the embedded one, with its log in Data
 	Data           string // folder of the embedded broker's log
@@ -55,6 +51,7 @@ type TeachOptions struct {
 	Layers         []int  // ascending; none: all
 	Epochs         int64
 	Sequences      int64 // stop after this many of the canonical order, in place of whole epochs
+	Follow         bool  // go on with each part that a growing token set gets, until ctx ends
 	Partitions     int   // of each topic: one a data-parallel rank of the trainer
 	Workers        int   // teachers side by side, each with its share of the partitions
 	Batch          int   // sequences that go through the teacher at once
@@ -74,7 +71,8 @@ type TeachOptions struct {
 
 // Flags declares the command's flags.
 func (o *TeachOptions) Flags(f *flag.FlagSet) {
-	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set (pipelines/tokenize)")
+	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set (pipelines/tokenize), or of a growing one: part-00000, part-00001, … in it are token sets, and each is taught once")
+	f.BoolVar(&o.Follow, "follow", false, "wait for further parts of a growing token set, until Ctrl-C; without it the parts that are there are taught and the stream is ended")
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of a GPT-NeoX checkpoint")
 	o.Access.Flags(f, "Kafka's `host:port`, several with commas; without it an embedded broker runs as long as the command")
 	f.StringVar(&o.Data, "data", DefaultBrokerData, "`folder` of the embedded broker's log")
@@ -168,6 +166,8 @@ func (o TeachOptions) Validate() error {
 		return fmt.Errorf("--epochs %d: want at least 1", o.Epochs)
 	case o.Sequences < 0:
 		return fmt.Errorf("--sequences %d: want at least 1, or 0 for whole epochs", o.Sequences)
+	case o.Follow && o.Sequences > 0:
+		return fmt.Errorf("--sequences %d with --follow: a stream that follows has no last sequence: leave one of them out", o.Sequences)
 	case o.Partitions < 0:
 		return fmt.Errorf("--partitions %d: want at least 1", o.Partitions)
 	case o.Batch < 0:
@@ -208,11 +208,11 @@ func Teach(ctx context.Context, o TeachOptions) error {
 		return err
 	}
 	o.setDefaults()
-	lesson, err := o.lesson()
+	lesson, work, err := o.lesson()
 	if err != nil {
 		return err
 	}
-	lesson.Sink.TopicBytes = lesson.Sink.RecordBytes() * lesson.Sequences
+	lesson.Sink.TopicBytes = lesson.Sink.Bytes(work.sequences, work.epochs)
 	o.Runner.notice = func(s string) { fmt.Fprintln(o.Log, s) }
 	if len(o.Brokers) == 0 {
 		if err := o.diskHolds(lesson.Sink.TopicBytes * int64(len(lesson.Sink.Layers))); err != nil {
@@ -224,6 +224,9 @@ func Teach(ctx context.Context, o TeachOptions) error {
 		}
 		defer b.Close()
 		lesson.Sink.Access = cluster.Access{Brokers: []string{b.Addr()}}
+	}
+	if o.Follow { // what comes later is not known yet
+		lesson.Sink.TopicBytes = transforms.Endless
 	}
 	if err := lesson.Sink.Validate(); err != nil {
 		return err
@@ -239,10 +242,15 @@ func Teach(ctx context.Context, o TeachOptions) error {
 	}
 	var bar *report.Bar
 	if !o.Quiet {
-		bar = report.NewBar(o.Stage, lesson.Sequences)
+		bar = report.NewBar(o.Stage, work.sequences)
 	}
 	err = o.Runner.Run(ctx, func(s beam.Scope, launch transforms.LaunchID) { transforms.Teach(s, launch, lesson) },
-		func(done, tokens int64) { bar.Set(done, tokens, math.NaN()) })
+		func(done, tokens int64) {
+			for o.Follow && work.grow() {
+				bar.Grow(work.sequences)
+			}
+			bar.Set(done, tokens, math.NaN())
+		})
 	bar.Done()
 	if err != nil {
 		return err
@@ -251,77 +259,4 @@ func Teach(ctx context.Context, o TeachOptions) error {
 		fmt.Fprintf(o.Log, "the records are in %s: serve them with `go run ./infra/broker --data %s`\n", o.Data, o.Data)
 	}
 	return nil
-}
-
-// diskHolds refuses an embedded broker's log that the disk has no room for.
-func (o TeachOptions) diskHolds(bytes int64) error {
-	if err := os.MkdirAll(o.Data, 0o777); err != nil {
-		return fmt.Errorf("--data: %w", err)
-	}
-	free, ok := durable.Free(o.Data)
-	if !ok || bytes <= free {
-		return nil
-	}
-	err := filepath.WalkDir(o.Data, func(_ string, e os.DirEntry, err error) error { // what is there already
-		if info, bad := e.Info(); err == nil && bad == nil && info.Mode().IsRegular() {
-			bytes -= info.Size()
-		}
-		return err
-	})
-	if err == nil && bytes > free {
-		err = fmt.Errorf("%s: its disk has %d bytes left, and the records take up to %d more: name another --data, or fewer --layers, --epochs or --sequences", o.Data, free, bytes)
-	}
-	return err
-}
-
-// lesson checks that token set, teacher and options belong together.
-func (o TeachOptions) lesson() (l transforms.Lesson, err error) {
-	set, err := tokenset.Open(o.Dataset)
-	if err != nil {
-		return l, err
-	}
-	if set.Rows(tokenset.Train) == 0 {
-		return l, fmt.Errorf("token set %s: its %s split is empty", o.Dataset, tokenset.Train)
-	}
-	m := set.Manifest
-	l = transforms.Lesson{Seed: o.Seed, Sequences: o.Sequences, Device: o.Device, Precision: gpu.Precision(o.Precision), Batch: o.Batch, MaxLead: o.MaxLead, TrainerTimeout: o.TrainerTimeout, Workers: o.Workers,
-		Sink: transforms.Sink{Access: o.Access, Run: o.Topic, Layers: o.Layers, Partitions: o.Partitions, Length: m.SeqLen, Patience: o.Patience, AllowRetention: o.AllowRetention}}
-	if l.Sequences == 0 {
-		l.Sequences = o.Epochs * set.Rows(tokenset.Train)
-	}
-	// Beam's workers may have another working directory.
-	if l.Sink.Access, err = o.Absolute(); err != nil {
-		return l, err
-	}
-	if l.Dataset, err = filepath.Abs(o.Dataset); err != nil || o.tokensAlone() {
-		return l, err
-	}
-	if l.Teacher, err = filepath.Abs(o.Teacher); err != nil {
-		return l, err
-	}
-	c, err := checkpoint.LoadConfig(o.Teacher)
-	if err != nil {
-		return l, err
-	}
-	switch {
-	case c.Architecture != checkpoint.GPTNeoX:
-		return l, fmt.Errorf("teacher %s: it is a %s, want a %s", o.Teacher, c.Architecture, checkpoint.GPTNeoX)
-	case c.Vocab < m.Tokenizer.Vocab:
-		return l, fmt.Errorf("teacher %s: its vocabulary of %d is smaller than the %d of the tokenizer that made token set %s", o.Teacher, c.Vocab, m.Tokenizer.Vocab, o.Dataset)
-	case c.Context < m.SeqLen:
-		return l, fmt.Errorf("teacher %s: its context of %d is shorter than the sequences of %d tokens in token set %s", o.Teacher, c.Context, m.SeqLen, o.Dataset)
-	}
-	if len(o.Layers) == 0 {
-		for i := range c.Layers {
-			l.Sink.Layers = append(l.Sink.Layers, i)
-		}
-	}
-	for _, i := range l.Sink.Layers {
-		if i < activation.Tokens || i >= c.Layers {
-			return l, fmt.Errorf("--layers: %d is none of the teacher's layers 0 to %d", i, c.Layers-1)
-		}
-	}
-	l.Sink.Dim = c.Dim
-	l.Sink.Type, err = dtype.Parse(o.DType)
-	return l, err
 }

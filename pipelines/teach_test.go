@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -71,8 +72,14 @@ func teachInputs(t *testing.T, rows int) TeachOptions {
 }
 
 // taught reads the records of a partition of layer 1 from an embedded broker's
-// folder, as a trainer would.
+// folder, as a trainer would, but for control records.
 func taught(t *testing.T, o TeachOptions, partition int) []*activation.Record {
+	t.Helper()
+	return slices.DeleteFunc(sent(t, o, partition), func(r *activation.Record) bool { return r.Control != 0 })
+}
+
+// sent reads all records of a partition of layer 1.
+func sent(t *testing.T, o TeachOptions, partition int) []*activation.Record {
 	t.Helper()
 	b, err := infra.StartBroker(infra.BrokerOptions{Dir: o.Data})
 	if err != nil {

@@ -37,7 +37,7 @@ func BenchmarkFeedWrite(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	t := &teacher{Lesson: l, set: set, sink: k, done: map[lane]int64{}}
+	t := &teacher{Lesson: l, sink: k}
 	hidden := make([]float32, rows*length*dim)
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range hidden {
@@ -50,7 +50,7 @@ func BenchmarkFeedWrite(b *testing.B) {
 	for i := range rows {
 		p := i % partitions
 		pupils = append(pupils, pupil{id: int64(i), partition: p})
-		rec := t.blank(0)
+		rec := t.blank(0, set)
 		rec.SequenceID, rec.Tokens = int64(i), batch.Tokens[:length]
 		if rec.Values, rec.Scales, err = activation.Encode(dtype.Float16, hidden[i*length*dim:(i+1)*length*dim], dim); err != nil {
 			b.Fatal(err)
@@ -103,7 +103,7 @@ func BenchmarkFeedWrite(b *testing.B) {
 	})}, contest.Contestant{Name: "sink", Run: all(func(p int) error { return k.write(ctx, topic, p, values[p], keys[p]) })},
 		contest.Contestant{Name: "teacher", Run: func() error {
 			for range batches {
-				if err := t.send(ctx, pupils, batch, []int{0}, [][]float32{hidden}); err != nil {
+				if err := t.send(ctx, portion{set: set, rows: pupils}, batch, []int{0}, [][]float32{hidden}); err != nil {
 					return err
 				}
 			}

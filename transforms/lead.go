@@ -16,7 +16,7 @@ import (
 // follower is a trainer that has told what it has read of the sink's topics.
 type follower struct {
 	name   string
-	topics []string
+	layers []int // of the topics
 }
 
 // followers lists the trainers that are registered on the sink's topics.
@@ -35,9 +35,9 @@ func (s *sink) followers(ctx context.Context) ([]follower, error) {
 	}
 	var list []follower
 	at := map[string]int{}
-	for _, topic := range s.topics() {
+	for _, layer := range s.Layers {
 		for _, g := range groups {
-			name, ok := strings.CutPrefix(g.GroupID, activation.ProgressGroup(topic, ""))
+			name, ok := strings.CutPrefix(g.GroupID, activation.ProgressGroup(activation.Topic(s.Run, layer), ""))
 			if !ok || name == "" {
 				continue
 			}
@@ -45,7 +45,7 @@ func (s *sink) followers(ctx context.Context) ([]follower, error) {
 				at[name] = len(list)
 				list = append(list, follower{name: name})
 			}
-			list[at[name]].topics = append(list[at[name]].topics, topic)
+			list[at[name]].layers = append(list[at[name]].layers, layer)
 		}
 	}
 	return list, nil
@@ -58,7 +58,8 @@ type heard struct {
 }
 
 // lead is how many records of the partitions the slowest trainer has not read
-// yet, over all topics that it is registered on, and its name. With no trainer
+// yet, over all topics that it is registered on, and its name. Control records
+// do not count: a trainer reads them when it wants what comes behind them. With no trainer
 // registered it is all records, and no name. A trainer that has told nothing
 // new for TrainerTimeout is passed over: it was killed, and is not coming back.
 func (t *teacher) lead(ctx context.Context) (records int64, name string, err error) {
@@ -67,13 +68,14 @@ func (t *teacher) lead(ctx context.Context) (records int64, name string, err err
 		return 0, "", err
 	}
 	if len(list) == 0 {
-		list = []follower{{topics: t.sink.topics()}}
+		list = []follower{{layers: t.Sink.Layers}}
 	}
 	limits := map[string]map[int][2]int64{}
 	for _, f := range list {
 		var lag int64
 		what := ""
-		for _, topic := range f.topics {
+		for _, layer := range f.layers {
+			topic := activation.Topic(t.Sink.Run, layer)
 			if limits[topic] == nil {
 				if limits[topic], err = t.sink.allBounds(ctx, topic, t.partitions); err != nil {
 					return 0, "", err
@@ -88,7 +90,8 @@ func (t *teacher) lead(ctx context.Context) (records int64, name string, err err
 				what += words
 			}
 			for p, b := range limits[topic] {
-				lag += max(0, b[1]-max(b[0], read[p]))
+				from := max(b[0], read[p])
+				lag += max(0, b[1]-from-t.controls.in(lane{layer, p}, from, b[1]))
 			}
 		}
 		if f.name != "" && t.silent(f.name, what) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -34,11 +35,15 @@ type Sink struct {
 	// Patience is how long a broker may be away, or refuse for a passing
 	// reason, before a write fails.
 	Patience time.Duration
-	// TopicBytes is what a topic will hold in the end, at most. Topics that
-	// keep less, or not for ever, are refused, unless AllowRetention.
+	// TopicBytes is what a topic will hold in the end, at most (see Bytes), or
+	// Endless. Topics that keep less, or not for ever, are refused, unless
+	// AllowRetention.
 	TopicBytes     int64
 	AllowRetention bool
 }
+
+// Endless is the TopicBytes of a topic to which more and more is sent.
+const Endless = math.MaxInt64
 
 const (
 	// answer is how long the broker may take for a question.
@@ -52,8 +57,11 @@ const (
 	framing = 256
 )
 
-// RecordBytes is what a record takes at most.
-func (s Sink) RecordBytes() int64 { return int64(s.recordBytes()) }
+// Bytes is what a topic takes for so many sequences in so many epochs, at most.
+func (s Sink) Bytes(sequences, epochs int64) int64 {
+	control := int64(activation.MaxMessageBytes(0, 0, s.Type))
+	return sequences*int64(s.recordBytes()) + (epochs+1)*int64(s.Partitions)*control
+}
 
 // recordBytes is what a topic's max.message.bytes has to be at least.
 func (s Sink) recordBytes() int { return activation.MaxMessageBytes(s.Length, s.Dim, s.Type) }
@@ -251,18 +259,20 @@ func (s *sink) write(ctx context.Context, topic string, partition int, values []
 			size += len(values[n]) + framing
 			n++
 		}
-		if err := s.send(ctx, topic, partition, values[:n], keys[:n]); err != nil {
-			return fmt.Errorf("topic %s: partition %d: %w", topic, partition, err)
+		if _, err := s.writeBatch(ctx, topic, partition, values[:n], keys[:n]); err != nil {
+			return err
 		}
 		values, keys = values[n:], keys[n:]
 	}
 	return nil
 }
 
-func (s *sink) send(ctx context.Context, topic string, partition int, values, keys [][]byte) error {
+// writeBatch appends records to a partition in one request, and gives the
+// offset of the first. A record without a key has a nil one.
+func (s *sink) writeBatch(ctx context.Context, topic string, partition int, values, keys [][]byte) (first int64, err error) {
 	bounded, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
-	err := s.retry(bounded, acknowledgement, func(ctx context.Context, c *kafka.Client) error {
+	err = s.retry(bounded, acknowledgement, func(ctx context.Context, c *kafka.Client) error {
 		records := make([]kafka.Record, len(values))
 		now := time.Now()
 		for i := range values {
@@ -272,17 +282,18 @@ func (s *sink) send(ctx context.Context, topic string, partition int, values, ke
 		if err != nil {
 			return err
 		}
+		first = r.BaseOffset
 		return r.Error
 	})
 	switch {
 	case err == nil:
-		return nil
+		return first, nil
 	case ctx.Err() != nil:
-		return ctx.Err()
+		return 0, ctx.Err()
 	case bounded.Err() != nil:
-		return fmt.Errorf("broker %s: not written within %v (--broker-timeout): %w", strings.Join(s.Brokers, ","), s.Patience, err)
+		err = fmt.Errorf("not written within %v (--broker-timeout): %w", s.Patience, err)
 	}
-	return fmt.Errorf("broker %s: %w", strings.Join(s.Brokers, ","), err)
+	return 0, fmt.Errorf("topic %s: partition %d: broker %s: %w", topic, partition, strings.Join(s.Brokers, ","), err)
 }
 
 // Validate says what of a sink cannot be.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,9 +21,13 @@ import (
 // Lesson is what is taught: which sequences of a token set go through which
 // teacher, and where the activations go.
 type Lesson struct {
-	Dataset   string // folder of a token set; its train split is taught
-	Seed      int64  // of the canonical order
-	Sequences int64  // how many of the canonical order, epoch after epoch
+	Dataset string // folder of a token set, or of a growing one (see OpenCourse); its train split is taught
+	Seed    int64  // of the canonical order
+	Epochs  int64  // how many; of a growing set, how many parts
+	Last    int64  // how many sequences of the last epoch's canonical order; 0: all
+	// Follow goes on with each part that a growing set gets, until it is
+	// cancelled; Epochs and Last are not looked at.
+	Follow    bool
 	Teacher   string // folder of a checkpoint; "" where tokens alone are sent
 	Device    string // that it runs on; see gpu.Open
 	Precision gpu.Precision
@@ -74,15 +79,19 @@ func (fn *teachFn) ProcessElement(ctx context.Context, worker int) (err error) {
 // teacher is a worker at its lesson.
 type teacher struct {
 	Lesson
-	set         *tokenset.Set
+	worker      int
+	course      tokenset.Course
 	engine      gpu.Engine
 	model       gpu.Model
 	fingerprint string
 	sink        *sink
 	partitions  []int
-	// done is where each topic's partition goes on: the first place in the
-	// canonical order, counted across epochs, that it may lack.
-	done map[lane]int64
+	// next is where each topic's partition goes on: the first place that it
+	// may lack. ended is what its last record says, if that ends the stream.
+	next  map[lane]place
+	ended map[lane]ending
+	// controls are the control records that are known to lie in the topics.
+	controls controls
 	// room is how many bytes may be sent before the lead is measured again.
 	room int64
 	// heard is what each registered trainer told last, and when.
@@ -94,7 +103,7 @@ type teacher struct {
 type lane struct{ layer, partition int }
 
 func (l Lesson) open(ctx context.Context, worker int) (_ *teacher, err error) {
-	t := &teacher{Lesson: l, done: map[lane]int64{}}
+	t := &teacher{Lesson: l, worker: worker, next: map[lane]place{}, ended: map[lane]ending{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())
@@ -103,7 +112,7 @@ func (l Lesson) open(ctx context.Context, worker int) (_ *teacher, err error) {
 	for p := worker; p < l.Sink.Partitions; p += l.Workers {
 		t.partitions = append(t.partitions, p)
 	}
-	if t.set, err = tokenset.Open(l.Dataset); err != nil {
+	if t.course, _, err = OpenCourse(l.Dataset, l.Follow); err != nil {
 		return nil, err
 	}
 	if t.sink, err = l.Sink.open(ctx, false, nil); err != nil {
@@ -141,106 +150,24 @@ func (t *teacher) close() error {
 	return errors.Join(errs...)
 }
 
-// resume finds where each lane goes on: after its last record.
-func (t *teacher) resume(ctx context.Context) error {
-	orders := map[int64]map[int64]int64{} // by epoch: sequence → place in the canonical order
-	place := func(r *activation.Record) (int64, error) {
-		epoch, rows := int64(r.Epoch), t.set.Rows(tokenset.Train)
-		if orders[epoch] == nil {
-			orders[epoch] = make(map[int64]int64, rows)
-			for i, id := range t.set.Order(tokenset.Train, t.Seed, epoch) {
-				orders[epoch][id] = epoch*rows + int64(i)
-			}
-		}
-		k, ok := orders[epoch][r.SequenceID]
-		if !ok {
-			return 0, fmt.Errorf("it holds sequence %d, which is not in the token set", r.SequenceID)
-		}
-		return k, nil
-	}
-	first := t.firsts()
-	for _, layer := range t.Sink.Layers {
-		topic := activation.Topic(t.Sink.Run, layer)
-		for _, p := range t.partitions {
-			begin, end, err := t.sink.bounds(ctx, topic, p)
-			if err != nil {
-				return err
-			}
-			if end == 0 {
-				continue
-			}
-			where := fmt.Sprintf("topic %s: partition %d", topic, p)
-			if begin == end {
-				return fmt.Errorf("%s: its %d records have been deleted, so it cannot be gone on with: take another --topic", where, end)
-			}
-			last, err := t.sink.at(ctx, topic, p, end-1)
-			if err != nil {
-				return err
-			}
-			if err := t.same(last, layer); err != nil {
-				return fmt.Errorf("%s: %w: take another --topic", where, err)
-			}
-			if begin == 0 { // the order of another seed would show
-				r, err := t.sink.at(ctx, topic, p, 0)
-				if err != nil {
-					return err
-				}
-				if r.Epoch != 0 || r.SequenceID != first[p] {
-					return fmt.Errorf("%s: it begins with sequence %d of epoch %d, not with %d: it was taught with another --seed: take that, or another --topic", where, r.SequenceID, r.Epoch, first[p])
-				}
-			}
-			k, err := place(last)
-			if err != nil {
-				return fmt.Errorf("%s: %w: take another --topic", where, err)
-			}
-			t.done[lane{layer, p}] = k + 1
-		}
-	}
-	return nil
-}
-
-// firsts is the first sequence of each partition in the canonical order.
-func (t *teacher) firsts() map[int]int64 {
-	first := map[int]int64{}
-	for _, id := range t.set.Order(tokenset.Train, t.Seed, 0) {
-		p := activation.Partition(id, t.Sink.Partitions)
-		if _, ok := first[p]; !ok {
-			first[p] = id
-		}
-	}
-	return first
-}
-
-// blank is a record of a layer with all but its sequence filled in.
-func (t *teacher) blank(layer int) activation.Record {
-	r := activation.Record{TokenSet: t.set.Fingerprint(), Layer: layer, Length: t.Sink.Length}
-	if layer != activation.Tokens {
-		r.Teacher, r.Dim, r.Type = t.fingerprint, t.Sink.Dim, t.Sink.Type
-	}
-	return r
-}
-
-// same refuses to go on after the records of another lesson.
-func (t *teacher) same(r *activation.Record, layer int) error {
-	want := t.blank(layer)
-	switch {
-	case r.Teacher != want.Teacher:
-		return fmt.Errorf("it holds activations of another teacher (%.12s, this one is %.12s)", r.Teacher, want.Teacher)
-	case r.TokenSet != want.TokenSet:
-		return fmt.Errorf("it holds records of another token set (%.12s, this one is %.12s)", r.TokenSet, want.TokenSet)
-	case r.Layer != layer || r.Length != want.Length || r.Dim != want.Dim:
-		return fmt.Errorf("it holds layer %d of %d × %d, want layer %d of %d × %d", r.Layer, r.Length, r.Dim, layer, want.Length, want.Dim)
-	case r.Type != want.Type:
-		return fmt.Errorf("it holds values of type %s, want %s", r.Type, want.Type)
-	}
-	return nil
-}
-
-// pupil is a sequence and the layers that still need it.
+// pupil is a sequence that some lane lacks.
 type pupil struct {
-	epoch, id int64
+	place
+	id        int64
 	partition int
-	place     int64
+}
+
+// portion is what goes to the topics at once: sequences of one epoch, or a
+// control record of it for each lane that lacks it.
+type portion struct {
+	epoch   int64
+	set     *tokenset.Set // of the epoch
+	rows    []pupil
+	skipped int64 // sequences before them that no lane lacks
+
+	control activation.Control
+	at      place         // of the control record; behind an epoch's end it is the next one's beginning
+	counts  map[int]int64 // by partition: how many sequences of the epoch it is to hold
 }
 
 // teach walks the canonical order. While one batch is encoded and sent, the
@@ -250,80 +177,114 @@ func (t *teacher) teach(ctx context.Context, task *Task) error {
 	defer cancel()
 	sent := make(chan error, 1)
 	sent <- nil
-	err := t.walk(func(rows []pupil, skipped int64) error {
-		task.Advance(skipped, skipped*int64(t.Sink.Length))
-		if len(rows) == 0 {
-			return ctx.Err()
-		}
-		if err := t.wait(ctx, task); err != nil {
-			return err
-		}
-		b, layers, hidden, err := t.compute(ctx, rows)
-		if e := <-sent; e != nil { // a failed write is the cause of what came after it
-			sent <- nil
-			return e
-		}
-		if err != nil {
-			sent <- nil
+	// handOver begins to send a portion when the one before has been sent.
+	handOver := func(send func() error) error {
+		if err := <-sent; err != nil {
+			sent <- err
 			return err
 		}
 		go func() {
-			err := t.send(ctx, rows, b, layers, hidden)
-			if err == nil {
-				task.Advance(int64(len(rows)), int64(len(rows)*t.Sink.Length))
-			} else {
+			err := send()
+			if err != nil {
 				cancel()
 			}
 			sent <- err
 		}()
 		return nil
+	}
+	err := t.walk(ctx, task, func(p portion) error {
+		task.Advance(p.skipped, p.skipped*int64(t.Sink.Length))
+		if p.control != 0 {
+			lanes := t.lackControl(p)
+			if len(lanes) == 0 {
+				return ctx.Err()
+			}
+			return handOver(func() error { return t.sendControl(ctx, p, lanes) })
+		}
+		if len(p.rows) == 0 {
+			return ctx.Err()
+		}
+		if err := t.wait(ctx, task); err != nil {
+			return err
+		}
+		b, layers, hidden, err := t.compute(ctx, p)
+		if err != nil {
+			return err
+		}
+		return handOver(func() error {
+			err := t.send(ctx, p, b, layers, hidden)
+			if err == nil {
+				task.Advance(int64(len(p.rows)), int64(len(p.rows)*t.Sink.Length))
+			}
+			return err
+		})
 	})
-	if e := <-sent; e != nil {
+	if e := <-sent; e != nil { // a failed write is the cause of what came after it
 		return e
 	}
 	return err
 }
 
 // walk calls use with batches of the worker's sequences that some lane lacks,
-// and the number of those before them that none lacks.
-func (t *teacher) walk(use func(rows []pupil, skipped int64) error) error {
+// and with the control records behind them.
+func (t *teacher) walk(ctx context.Context, task *Task, use func(portion) error) error {
 	mine := map[int]bool{}
 	for _, p := range t.partitions {
 		mine[p] = true
 	}
-	rows := t.set.Rows(tokenset.Train)
-	var batch []pupil
-	var skipped int64
-	for epoch := int64(0); epoch*rows < t.Sequences; epoch++ {
-		for i, id := range t.set.Order(tokenset.Train, t.Seed, epoch) {
-			place, p := epoch*rows+int64(i), activation.Partition(id, t.Sink.Partitions)
-			if place >= t.Sequences {
-				break
-			}
+	for epoch := int64(0); t.Follow || epoch < t.Epochs; epoch++ {
+		set, err := t.epoch(ctx, task, epoch)
+		if err != nil {
+			return err
+		}
+		ids := set.Order(tokenset.Train, t.Seed, epoch)
+		last, end := !t.Follow && epoch == t.Epochs-1, int64(len(ids))
+		if last && t.Last > 0 {
+			end = min(end, t.Last)
+		}
+		blank, counts := portion{epoch: epoch, set: set}, map[int]int64{}
+		batch := blank
+		for i, id := range ids[:end] {
+			p := activation.Partition(id, t.Sink.Partitions)
 			if !mine[p] {
 				continue
 			}
-			x := pupil{epoch, id, p, place}
+			counts[p]++
+			x := pupil{place{epoch, int64(i)}, id, p}
 			if len(t.lacking(x)) == 0 {
-				skipped++
+				batch.skipped++
 				continue
 			}
-			if batch = append(batch, x); len(batch) == t.Batch {
-				if err := use(batch, skipped); err != nil {
+			if batch.rows = append(batch.rows, x); len(batch.rows) == t.Batch {
+				if err := use(batch); err != nil {
 					return err
 				}
-				batch, skipped = nil, 0
+				batch = blank
 			}
 		}
+		if err := use(batch); err != nil {
+			return err
+		}
+		tail := portion{epoch: epoch, set: set, control: activation.EndOfEpoch, at: place{epoch, end}, counts: counts}
+		if end == int64(len(ids)) {
+			if err := use(tail); err != nil {
+				return err
+			}
+			tail.at = place{epoch + 1, 0}
+		}
+		if last {
+			tail.control = activation.EndOfStream
+			return use(tail)
+		}
 	}
-	return use(batch, skipped)
+	return nil
 }
 
 // lacking is the layers that do not have a sequence yet.
 func (t *teacher) lacking(x pupil) []int {
 	var layers []int
 	for _, l := range t.Sink.Layers {
-		if t.done[lane{l, x.partition}] <= x.place {
+		if !x.before(t.next[lane{l, x.partition}]) {
 			layers = append(layers, l)
 		}
 	}
@@ -332,14 +293,14 @@ func (t *teacher) lacking(x pupil) []int {
 
 // compute is the residual stream of a batch after the layers that any of its
 // sequences lacks: for each, rows · Length · Dim values, and none for Tokens.
-func (t *teacher) compute(ctx context.Context, rows []pupil) (gpu.Batch, []int, [][]float32, error) {
-	b := gpu.Batch{Rows: len(rows), Length: t.Sink.Length}
+func (t *teacher) compute(ctx context.Context, p portion) (gpu.Batch, []int, [][]float32, error) {
+	b := gpu.Batch{Rows: len(p.rows), Length: t.Sink.Length}
 	needed := map[int]bool{}
-	for _, x := range rows {
+	for _, x := range p.rows {
 		if ctx.Err() != nil {
 			return b, nil, nil, ctx.Err()
 		}
-		tokens, err := t.set.Sequence(tokenset.Train, x.id)
+		tokens, err := p.set.Sequence(tokenset.Train, x.id)
 		if err != nil {
 			return b, nil, nil, err
 		}
@@ -370,48 +331,65 @@ func (t *teacher) compute(ctx context.Context, rows []pupil) (gpu.Batch, []int, 
 	return b, layers, hidden, nil
 }
 
+// send encodes a batch's records and writes them, lane by lane.
+func (t *teacher) send(ctx context.Context, p portion, b gpu.Batch, layers []int, hidden [][]float32) error {
+	return t.sideBySide(ctx, t.lanes(layers), func(ctx context.Context, l lane) error {
+		return t.sendLane(ctx, l, p, b, hidden[slices.Index(layers, l.layer)])
+	})
+}
+
+// lanes are the worker's of some layers.
+func (t *teacher) lanes(layers []int) []lane {
+	var list []lane
+	for _, layer := range layers {
+		for _, p := range t.partitions {
+			list = append(list, lane{layer, p})
+		}
+	}
+	return list
+}
+
 // sending bounds the lanes that are encoded and written at once.
 const sending = 8
 
-// send encodes a batch's records and writes them, lane by lane.
-func (t *teacher) send(ctx context.Context, rows []pupil, b gpu.Batch, layers []int, hidden [][]float32) error {
+// sideBySide does something to several lanes at once. It gives the first error,
+// which ends the others.
+func (t *teacher) sideBySide(ctx context.Context, lanes []lane, do func(context.Context, lane) error) error {
 	var work sync.WaitGroup
 	var mu sync.Mutex
 	var first error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	slots := make(chan struct{}, sending)
-	for i, layer := range layers {
-		for _, p := range t.partitions {
-			slots <- struct{}{}
-			work.Go(func() {
-				defer func() { <-slots }()
-				if err := t.sendLane(ctx, lane{layer, p}, rows, b, hidden[i]); err != nil {
-					mu.Lock()
-					if first == nil {
-						first = err
-					}
-					mu.Unlock()
-					cancel()
+	for _, l := range lanes {
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			if err := do(ctx, l); err != nil {
+				mu.Lock()
+				if first == nil {
+					first = err
 				}
-			})
-		}
+				mu.Unlock()
+				cancel()
+			}
+		})
 	}
 	work.Wait()
 	return first
 }
 
-func (t *teacher) sendLane(ctx context.Context, l lane, rows []pupil, b gpu.Batch, hidden []float32) error {
+func (t *teacher) sendLane(ctx context.Context, l lane, p portion, b gpu.Batch, hidden []float32) error {
 	var values, keys [][]byte
 	width := b.Length * t.Sink.Dim
-	for i, x := range rows {
-		if x.partition != l.partition || t.done[l] > x.place {
+	for i, x := range p.rows {
+		if x.partition != l.partition || x.before(t.next[l]) {
 			continue
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r := t.blank(l.layer)
+		r := t.blank(l.layer, p.set)
 		r.Epoch, r.SequenceID, r.Tokens = int(x.epoch), x.id, b.Tokens[i*b.Length:(i+1)*b.Length]
 		value, err := t.marshal(&r, l, hidden, i*width)
 		if err != nil {

@@ -142,8 +142,14 @@ func lesson(t testing.TB, brokers string, partitions int) Lesson {
 	if err := m.Save(teacher); err != nil {
 		t.Fatal(err)
 	}
-	return Lesson{Dataset: dir, Seed: 5, Sequences: 60, Teacher: teacher, Device: "fake", Batch: 4, Workers: 1,
+	return Lesson{Dataset: dir, Seed: 5, Epochs: 2, Teacher: teacher, Device: "fake", Batch: 4, Workers: 1,
 		Sink: Sink{Access: access(brokers), Run: fmt.Sprintf("%s-%d", t.Name(), time.Now().UnixNano()), Layers: []int{0, 1, 3}, Partitions: partitions, Length: lessonLength, Dim: 4, Type: dtype.Float16, Patience: 10 * time.Second}}
+}
+
+// upTo is a lesson over so many sequences of 30 an epoch.
+func (l Lesson) upTo(sequences int64) Lesson {
+	l.Epochs, l.Last = (sequences+29)/30, sequences%30
+	return l
 }
 
 // give runs a lesson to its end and returns how many sequences were computed.
@@ -196,14 +202,14 @@ func records(t testing.TB, addr, topic string, partition int) []*activation.Reco
 			if m.Offset < next {
 				continue
 			}
-			value, _ := io.ReadAll(m.Value)
-			key, _ := io.ReadAll(m.Key)
+			value, _ := kafka.ReadAll(m.Value)
+			key, _ := kafka.ReadAll(m.Key)
 			x, err := activation.Unmarshal(value)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if m.Offset != next || !slices.Equal(key, activation.Key(x.SequenceID)) {
-				t.Fatalf("%s: offset %d, want %d: key %v of sequence %d", topic, m.Offset, next, key, x.SequenceID)
+			if m.Offset != next || x.Control == 0 && !slices.Equal(key, activation.Key(x.SequenceID)) || x.Control != 0 && key != nil {
+				t.Fatalf("%s: offset %d, want %d: key %v of sequence %d (%v)", topic, m.Offset, next, key, x.SequenceID, x.Control)
 			}
 			list, next = append(list, x), next+1
 		}
@@ -211,11 +217,71 @@ func records(t testing.TB, addr, topic string, partition int) []*activation.Reco
 	return list
 }
 
+// entry is what a record is in its lane's order.
+type entry struct {
+	control   activation.Control
+	epoch, id int64 // id is how many records a control record counts
+}
+
+// entries are a lane's records as complete compares them.
+func entries(list []*activation.Record) (all []entry) {
+	for _, r := range list {
+		all = append(all, entry{r.Control, int64(r.Epoch), r.SequenceID + r.Records})
+	}
+	return all
+}
+
+// lessonOf is what a partition is to hold in the end, by the lesson's own words.
+func lessonOf(t *testing.T, l Lesson, partition int) (want []entry) {
+	t.Helper()
+	course, _, err := OpenCourse(l.Dataset, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for epoch := range l.Epochs {
+		set, err := course.Epoch(epoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids, count := set.Order(tokenset.Train, l.Seed, epoch), int64(0)
+		whole := true
+		if epoch == l.Epochs-1 && l.Last > 0 {
+			whole, ids = l.Last >= int64(len(ids)), ids[:l.Last]
+		}
+		for _, id := range ids {
+			if activation.Partition(id, l.Sink.Partitions) == partition {
+				want, count = append(want, entry{0, epoch, id}), count+1
+			}
+		}
+		if whole {
+			want = append(want, entry{activation.EndOfEpoch, epoch, count})
+		}
+		if epoch == l.Epochs-1 && !l.Follow {
+			want = append(want, entry{activation.EndOfStream, epoch, count})
+		}
+	}
+	return want
+}
+
 // complete checks that every lane of a lesson holds exactly its part of the
-// canonical order, with the right content.
+// canonical order, with the right content, and the control records in it.
 func complete(t *testing.T, l Lesson) {
 	t.Helper()
-	set, err := tokenset.Open(l.Dataset)
+	for _, layer := range l.Sink.Layers {
+		for p := range l.Sink.Partitions {
+			list := records(t, l.Sink.Brokers[0], activation.Topic(l.Sink.Run, layer), p)
+			right(t, l, layer, list)
+			if got, want := entries(list), lessonOf(t, l, p); !slices.Equal(got, want) {
+				t.Fatalf("layer %d partition %d:\n got %v\nwant %v", layer, p, got, want)
+			}
+		}
+	}
+}
+
+// right checks the content of a layer's records.
+func right(t *testing.T, l Lesson, layer int, list []*activation.Record) {
+	t.Helper()
+	course, _, err := OpenCourse(l.Dataset, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,39 +289,29 @@ func complete(t *testing.T, l Lesson) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	teacher, tokens := m.Fingerprint(), set.Fingerprint()
-	orders := [][]int64{set.Order(tokenset.Train, l.Seed, 0), set.Order(tokenset.Train, l.Seed, 1)}
-	for _, layer := range l.Sink.Layers {
-		for p := range l.Sink.Partitions {
-			type at struct{ epoch, id int64 }
-			var want, got []at
-			for k := range l.Sequences {
-				epoch := k / 30
-				if id := orders[epoch][k%30]; activation.Partition(id, l.Sink.Partitions) == p {
-					want = append(want, at{epoch, id})
-				}
-			}
-			for _, r := range records(t, l.Sink.Brokers[0], activation.Topic(l.Sink.Run, layer), p) {
-				got = append(got, at{int64(r.Epoch), r.SequenceID})
-				row, err := set.Sequence(tokenset.Train, r.SequenceID)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if r.Teacher != teacher || r.TokenSet != tokens || r.Layer != layer || r.Type != l.Sink.Type || !slices.Equal(r.Tokens, row) {
-					t.Fatalf("layer %d partition %d: record %+v", layer, p, r)
-				}
-				x, err := r.Decode()
-				if err != nil {
-					t.Fatal(err)
-				}
-				for i := range x {
-					if want := fakeValue(layer, row[i/4], i/4, i%4); x[i] < want*0.999 || x[i] > want*1.001 {
-						t.Fatalf("layer %d sequence %d: value %d is %g, want %g", layer, r.SequenceID, i, x[i], want)
-					}
-				}
-			}
-			if !slices.Equal(got, want) {
-				t.Fatalf("layer %d partition %d:\n got %v\nwant %v", layer, p, got, want)
+	teacher := m.Fingerprint()
+	for _, r := range list {
+		set, err := course.Epoch(int64(r.Epoch))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Teacher != teacher || r.TokenSet != set.Fingerprint() || r.Layer != layer || r.Type != l.Sink.Type || r.Length != lessonLength || r.Dim != l.Sink.Dim {
+			t.Fatalf("layer %d: record %+v", layer, r)
+		}
+		if r.Control != 0 {
+			continue
+		}
+		row, err := set.Sequence(tokenset.Train, r.SequenceID)
+		if err != nil || !slices.Equal(r.Tokens, row) {
+			t.Fatalf("layer %d: record %+v, want tokens %v; %v", layer, r, row, err)
+		}
+		x, err := r.Decode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range x {
+			if want := fakeValue(layer, row[i/4], i/4, i%4); x[i] < want*0.999 || x[i] > want*1.001 {
+				t.Fatalf("layer %d sequence %d: value %d is %g, want %g", layer, r.SequenceID, i, x[i], want)
 			}
 		}
 	}
@@ -283,7 +339,8 @@ func TestTokensAreSentWithoutATeacher(t *testing.T) {
 	addr := broker(t)
 	l := lesson(t, addr, 2)
 	alone := l
-	alone.Teacher, alone.Sink.Layers, alone.Sink.Dim, alone.Sink.Type, alone.Sequences = "", []int{activation.Tokens}, 0, "", 33
+	alone.Teacher, alone.Sink.Layers, alone.Sink.Dim, alone.Sink.Type = "", []int{activation.Tokens}, 0, ""
+	alone = alone.upTo(33)
 	if n, err := give(t.Context(), alone); err != nil || n != 0 {
 		t.Fatalf("%d sequences went through a teacher; %v", n, err)
 	}
@@ -296,22 +353,24 @@ func TestTokensAreSentWithoutATeacher(t *testing.T) {
 		t.Fatal(err)
 	}
 	for p := range 2 {
-		var want []int64
-		for epoch := range int64(2) {
-			for _, id := range set.Order(tokenset.Train, l.Seed, epoch) {
-				if activation.Partition(id, 2) == p {
-					want = append(want, id)
-				}
+		want := lessonOf(t, l, p)
+		var got []entry // but for the end of the stream after 33
+		list := records(t, addr, activation.Topic(l.Sink.Run, activation.Tokens), p)
+		for i, r := range entries(list) {
+			if r.control != activation.EndOfStream || i == len(list)-1 {
+				got = append(got, r)
 			}
 		}
-		list := records(t, addr, activation.Topic(l.Sink.Run, activation.Tokens), p)
-		if len(list) != len(want) {
-			t.Fatalf("partition %d: %d records, want %d", p, len(list), len(want))
+		if !slices.Equal(got, want) || len(list) != len(want)+1 {
+			t.Fatalf("partition %d:\n got %v\nwant %v", p, entries(list), want)
 		}
 		for i, r := range list {
-			row, err := set.Sequence(tokenset.Train, want[i])
-			if err != nil || r.SequenceID != want[i] || r.Layer != activation.Tokens || r.TokenSet != set.Fingerprint() || !slices.Equal(r.Tokens, row) {
-				t.Fatalf("partition %d: record %d is %+v, want sequence %d; %v", p, i, r, want[i], err)
+			row, err := set.Sequence(tokenset.Train, r.SequenceID)
+			if r.Control != 0 {
+				row = nil
+			}
+			if err != nil || r.Layer != activation.Tokens || r.TokenSet != set.Fingerprint() || !slices.Equal(r.Tokens, row) {
+				t.Fatalf("partition %d: record %d is %+v; %v", p, i, r, err)
 			}
 		}
 	}
@@ -347,27 +406,41 @@ func TestRerunMakesOnlyTheRest(t *testing.T) {
 func TestLanesGoOnEachFromItsOwnEnd(t *testing.T) {
 	addr := broker(t)
 	l := lesson(t, addr, 2)
-	l.Sequences = 17
-	few := l
+	few := l.upTo(17)
 	few.Sink.Layers = []int{1}
 	if _, err := give(t.Context(), few); err != nil {
 		t.Fatal(err)
 	}
-	few.Sink.Layers, few.Sequences = []int{0, 1}, 40
+	few = few.upTo(40)
+	few.Sink.Layers = []int{0, 1}
 	if n, err := give(t.Context(), few); err != nil || n != 40 {
 		t.Fatalf("%d computed; %v", n, err)
 	}
-	l.Sequences = 60
 	if _, err := give(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
-	complete(t, l)
+	for _, layer := range l.Sink.Layers {
+		for p := range 2 {
+			list := records(t, addr, activation.Topic(l.Sink.Run, layer), p)
+			right(t, l, layer, list)
+			// each time that the stream was ended says so
+			ends := map[int]int{0: 2, 1: 3, 3: 1}[layer]
+			var got []entry
+			for i, e := range entries(list) {
+				if e.control != activation.EndOfStream || i == len(list)-1 {
+					got = append(got, e)
+				}
+			}
+			if want := lessonOf(t, l, p); !slices.Equal(got, want) || len(list) != len(want)+ends-1 {
+				t.Fatalf("layer %d partition %d:\n got %v\nwant %v and %d more ends", layer, p, entries(list), want, ends-1)
+			}
+		}
+	}
 }
 
 func TestOtherLessonsInTheTopicAreRefused(t *testing.T) {
 	addr := broker(t)
-	l := lesson(t, addr, 1)
-	l.Sequences = 8
+	l := lesson(t, addr, 1).upTo(8)
 	if _, err := give(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
@@ -395,9 +468,7 @@ func TestOtherLessonsInTheTopicAreRefused(t *testing.T) {
 			t.Errorf("%v, want one line with %q", err, want)
 		}
 	}
-	if n := len(records(t, addr, activation.Topic(l.Sink.Run, 0), 0)); n != 8 {
-		t.Errorf("%d records are there after the refusals, want 8", n)
-	}
+	complete(t, l)
 }
 
 func TestTooSmallATopicIsRefusedBeforeTheFirstRecord(t *testing.T) {
@@ -579,7 +650,7 @@ func TestBrokerThatComesBackLosesNothing(t *testing.T) {
 	}
 	complete(t, l)
 
-	l.Sequences, l.MaxLead, l.Sink.Patience = 70, 0, 500*time.Millisecond
+	l.Sink.Patience = 500 * time.Millisecond
 	gone, err := l.Sink.open(t.Context(), false, nil)
 	if err != nil {
 		t.Fatal(err)

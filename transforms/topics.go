@@ -163,6 +163,9 @@ func (s *sink) check(ctx context.Context) error {
 			return fmt.Errorf("topic %s: its retention.ms is %s: records may go before a trainer reads them: set it to -1, or go on with --allow-retention", topic, ms)
 		}
 		if bytes, err := strconv.ParseInt(set[retentionBytes], 10, 64); err == nil && bytes >= 0 && bytes < s.TopicBytes {
+			if s.TopicBytes == Endless {
+				return fmt.Errorf("topic %s: its retention.bytes is %d, and the token set grows: records may go before a trainer reads them: set it to -1, or go on with --allow-retention", topic, bytes)
+			}
 			return fmt.Errorf("topic %s: its retention.bytes is %d, and a partition may come to %d: records may go before a trainer reads them: set it to -1, or go on with --allow-retention", topic, bytes, s.TopicBytes)
 		}
 	}
