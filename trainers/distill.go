@@ -22,6 +22,9 @@ func Distill(ctx context.Context, o DistillOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
+	if err := o.Evaluation.check(set); err != nil {
+		return s, err
+	}
 	teacher, err := LoadModel("--teacher", o.Teacher)
 	if err != nil {
 		return s, err
@@ -202,7 +205,11 @@ func (d *distillation) opener(layers []int, sequences int64) func(context.Contex
 		if d.Source == FromInline {
 			return NewTokenSource(p)
 		}
-		return d.Feed.open(ctx, d.Dir, Stream{Layers: layers, Dim: d.config.Dim, Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Course: d.course,
+		var former []int
+		for layer := range layers[0] {
+			former = append(former, layer)
+		}
+		return d.Feed.open(ctx, d.Dir, Stream{Layers: layers, Former: former, Dim: d.config.Dim, Teacher: d.fingerprint, TokenSet: d.set.Fingerprint(), Course: d.course,
 			Notice: func(s string) { d.say("%s", s) }}, p)
 	}
 }

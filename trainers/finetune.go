@@ -65,6 +65,9 @@ func Finetune(ctx context.Context, o FinetuneOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
+	if err := o.Evaluation.check(set); err != nil {
+		return s, err
+	}
 	var teacher *checkpoint.Model
 	fresh := checkpoint.Trainer{Kind: "finetune", Seed: o.Seed, TokenSet: set.Fingerprint()}
 	if o.Teacher != "" {

@@ -33,12 +33,17 @@ func (e Evaluation) Validate() error {
 	return nil
 }
 
+// check says that a token set has nothing to evaluate on.
+func (e Evaluation) check(set *tokenset.Set) error {
+	if e.Every > 0 && set.Rows(tokenset.Validation) == 0 {
+		return errors.New("--eval-every: the token set has no validation sequences: make it with a larger pipelines/tokenize --validation")
+	}
+	return nil
+}
+
 // batches are the held-out sequences, rows of them at a time.
 func (e Evaluation) batches(set *tokenset.Set, rows int) ([]gpu.Batch, error) {
 	ids := set.IDs(tokenset.Validation)
-	if len(ids) == 0 {
-		return nil, errors.New("--eval-every: the token set has no validation sequences (pipelines/tokenize --validation)")
-	}
 	ids = ids[:min(len(ids), e.sequences())]
 	var list []gpu.Batch
 	for i, id := range ids {

@@ -85,6 +85,7 @@ func (l *loop) train(ctx context.Context, e gpu.Engine, f *folder, start *checkp
 		defer l.bar.Done()
 	}
 	if err = l.run(ctx); err == nil {
+		l.bar.Grow(l.state.Step)
 		err = l.save()
 	}
 	return l.summary(), err
@@ -123,7 +124,7 @@ func (l *loop) count(g stage, b *Batch, after Position, rate float64, r gpu.Resu
 	}
 	if heldOut != nil {
 		s.HeldOut = g.advance.hear(s.HeldOut, s.Step, *heldOut)
-		l.say("step %d%s: held-out loss %.5g, best %.5g, %d evaluations since", s.Step, g.where(), s.HeldOut.Loss, s.HeldOut.Best, s.HeldOut.Waited)
+		l.say("step %d%s: held-out loss %.5g, best %.5g, %d evaluation(s) since", s.Step, g.where(), s.HeldOut.Loss, s.HeldOut.Best, s.HeldOut.Waited)
 	}
 	return l.metrics.Append(report.Metric{Stage: l.name(), Layer: g.layer, Step: s.Step, Loss: r.Loss, Rate: rate, Norm: r.Norm, Tokens: s.Tokens, Seconds: s.Seconds, HeldOut: heldOut})
 }

@@ -90,6 +90,9 @@ func Pretrain(ctx context.Context, o PretrainOptions) (s Summary, err error) {
 	if err != nil {
 		return s, err
 	}
+	if err := o.Evaluation.check(set); err != nil {
+		return s, err
+	}
 	config, err := o.Config(set.Manifest)
 	if err != nil {
 		return s, err

@@ -12,6 +12,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/scavenge/scavenge/infra/cluster"
+	"github.com/scavenge/scavenge/schemas/activation"
 )
 
 // offsets are the next ones of the partitions.
@@ -91,6 +92,11 @@ func (s *stream) tell() {
 	for closing := false; s.Trainer != ""; {
 		now := map[string]map[int]int64{}
 		ctx, cancel := context.WithTimeout(context.Background(), tellingTakes)
+		for _, layer := range s.Former {
+			if name := activation.Topic(s.Topic, layer); !forgotten[name] {
+				forgotten[name] = s.broker.forget(ctx, s.Trainer, name)
+			}
+		}
 		for _, t := range s.topics {
 			switch {
 			case forgotten[t.name]:

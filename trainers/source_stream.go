@@ -28,6 +28,7 @@ type Stream struct {
 	Course tokenset.Course
 
 	Trainer       string        // name under which progress is published; "": it is not
+	Former        []int         // layers that it is done with, of which it may not have told so yet: it was killed
 	Stall         time.Duration // longest wait for a record
 	BrokerTimeout time.Duration // longest absence of the broker; 0: 10 minutes
 	OnBadRecord   string        // BadRecordStop or BadRecordSkip; "": stop

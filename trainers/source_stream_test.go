@@ -511,6 +511,23 @@ func TestStreamedDistillationIsTheInlineOneAndResumes(t *testing.T) {
 	if told := p.told(t, activation.Topic(p.run, 0), killed); len(told) > 0 {
 		t.Errorf("a trainer beyond layer 0 is still registered there: %v", told)
 	}
+	// nor is one after it was killed between the two layers: a producer would wait
+	// for it for ever
+	client, err := newBroker(p.broker.access)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.transport.CloseIdleConnections()
+	name, err := trainerName(killed)
+	if err != nil || !client.publish(context.Background(), name, 1, map[string]map[int]int64{activation.Topic(p.run, 0): {0: 1, 1: 1}}) {
+		t.Fatal(err)
+	}
+	if _, err := streamed.train(context.Background(), "cpu", killed, nil); err != nil {
+		t.Fatal(err)
+	}
+	if told := p.told(t, activation.Topic(p.run, 0), killed); len(told) > 0 {
+		t.Errorf("a trainer killed between two layers is still registered on the first: %v", told)
+	}
 }
 
 // told are the offsets that the trainer of a run's folder has published.

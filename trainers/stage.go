@@ -67,7 +67,7 @@ func (l *loop) stage(ctx context.Context, g stage) error {
 		if again && from == l.state.LayerStep {
 			return l.interrupted(ctx, fmt.Errorf("the stream has ended%s and holds nothing to train on", g.where()))
 		}
-		l.say("the stream has ended and%s is not trained enough: reading what it holds again", g.where())
+		l.say("the stream has ended%s before it was enough: reading what it holds again", g.where())
 		l.state.Epoch, l.state.Index, l.state.Seen, l.state.Offsets = Earliest, 0, 0, nil
 	}
 }

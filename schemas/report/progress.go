@@ -126,7 +126,10 @@ func (b *Bar) Done() {
 	whole := b.done >= total
 	if live == nil {
 		end := ", stopped"
-		if whole {
+		switch {
+		case b.total == 0: // nobody knows
+			end = ""
+		case whole:
 			end = ", finished"
 		}
 		b.line(time.Now(), end)
