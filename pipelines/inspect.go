@@ -103,6 +103,14 @@ func (c *card) read(ctx context.Context, split tokenset.Split) error {
 	m := c.set.Manifest
 	s := &statistics{split: split, counts: make([]int64, m.Tokenizer.Vocab)}
 	c.stats = append(c.stats, s)
+	for i := range m.Splits[split].Shards {
+		if err := ctx.Err(); err != nil {
+			return ErrInterrupted
+		}
+		if err := c.set.Verify(split, i); err != nil {
+			return err
+		}
+	}
 	for _, id := range c.set.IDs(split) {
 		if err := ctx.Err(); err != nil {
 			return ErrInterrupted

@@ -34,7 +34,7 @@ func teachInputs(t *testing.T, rows int) TeachOptions {
 	t.Helper()
 	r := rand.New(rand.NewPCG(3, 4))
 	dir := t.TempDir()
-	w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, 0, 1)), 0, teachLength)
+	w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, 0, 1)), 0, teachLength, teachVocab)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ func writeSet(t testing.TB, dir string, salt int64, rows ...int64) {
 	for split, rows := range map[tokenset.Split][]int64{tokenset.Train: rows, tokenset.Validation: {4}} {
 		c := &tokenset.Counts{}
 		for i, n := range rows {
-			w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(split, i, len(rows))), i, testLength)
+			w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(split, i, len(rows))), i, testLength, testVocab)
 			if err != nil {
 				t.Fatal(err)
 			}

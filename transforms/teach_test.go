@@ -108,7 +108,7 @@ func lesson(t testing.TB, brokers string, partitions int) Lesson {
 	dir := t.TempDir()
 	train := &tokenset.Counts{}
 	for i, rows := range []int64{13, 10, 7} {
-		w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, i, 3)), i, lessonLength)
+		w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, i, 3)), i, lessonLength, lessonVocab)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -90,7 +90,7 @@ func (w *shardWriter) write(ctx context.Context) (shard tokenset.Shard, err erro
 	if err != nil {
 		return shard, err
 	}
-	if w.out, err = tokenset.NewWriter(r.shardPath(p), p.Index, r.SeqLen); err != nil {
+	if w.out, err = tokenset.NewWriter(r.shardPath(p), p.Index, r.SeqLen, r.Vocab); err != nil {
 		return shard, err
 	}
 	defer w.out.Abort()

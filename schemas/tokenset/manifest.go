@@ -16,8 +16,9 @@ import (
 // ManifestFile is written last: a folder that has it is whole.
 const ManifestFile = "manifest.json"
 
-// Version is the format version of this package.
-const Version = 1
+// Version is the format version that this package writes. It reads version 1
+// too, whose shards were compressed and have to be decoded whole.
+const Version = 2
 
 // Limits of a token set: sequence ids carry the shard in their upper half, the
 // row in their lower 32 bits.
@@ -56,6 +57,11 @@ type Shard struct {
 	Rows   int64  `json:"rows"`
 	Bytes  int64  `json:"bytes"`
 	SHA256 string `json:"sha256"`
+
+	// Of the end of the file: what has to be read before any of its pages,
+	// and says where they are and what their checksums are. Since version 2.
+	IndexBytes  int64  `json:"index_bytes,omitempty"`
+	IndexSHA256 string `json:"index_sha256,omitempty"`
 }
 
 // Counts is what a split holds.
@@ -161,8 +167,8 @@ func ParseManifest(data []byte) (*Manifest, error) {
 
 // Validate says what of a manifest contradicts itself or the format.
 func (m *Manifest) Validate() error {
-	if m.Version != Version {
-		return fmt.Errorf("version %d: this program reads version %d", m.Version, Version)
+	if m.Version < 1 || m.Version > Version {
+		return fmt.Errorf("version %d: this program reads versions 1 to %d", m.Version, Version)
 	}
 	if m.SeqLen < 1 || m.SeqLen > maxSeqLen {
 		return fmt.Errorf("seq_len is %d", m.SeqLen)
@@ -189,6 +195,9 @@ func (m *Manifest) Validate() error {
 			}
 			if b, err := hex.DecodeString(s.SHA256); err != nil || len(b) != sha256.Size {
 				return fmt.Errorf("split %s: shard %s: sha256 %q", split, s.Name, s.SHA256)
+			}
+			if b, err := hex.DecodeString(s.IndexSHA256); m.Version > 1 && (err != nil || len(b) != sha256.Size || s.IndexBytes < 1 || s.IndexBytes > s.Bytes) {
+				return fmt.Errorf("split %s: shard %s: an index of %d bytes, sha256 %q", split, s.Name, s.IndexBytes, s.IndexSHA256)
 			}
 			rows += s.Rows
 		}

@@ -58,7 +58,7 @@ func recovered(err *error) {
 }
 
 // decode reads the tokens of a file and checks that it has the form that
-// Writer gives it. Pages are read whole: assembling rows takes seven times as
+// a token set's shards have in any version. Pages are read whole: assembling rows takes seven times as
 // long.
 func decode(f io.ReaderAt, size, rows int64, shard, seqLen, vocab int) (tokens []int32, err error) {
 	defer recovered(&err)
@@ -204,13 +204,21 @@ func Describe(path string) (Shard, map[string]string, error) {
 	if err != nil {
 		return Shard{}, nil, fmt.Errorf("token set: %w", err)
 	}
+	info := Shard{Name: filepath.Base(path), Bytes: size, SHA256: sum}
 	pf, err := openParquet(f, size)
 	if err != nil {
 		return Shard{}, nil, fmt.Errorf("token set: %s: %w", path, err)
 	}
+	info.Rows = pf.NumRows()
 	notes := map[string]string{}
 	for _, kv := range pf.Metadata().KeyValueMetadata {
 		notes[kv.Key] = kv.Value
 	}
-	return Shard{Name: filepath.Base(path), Rows: pf.NumRows(), Bytes: size, SHA256: sum}, notes, nil
+	if _, ok := notes[pagesKey]; ok {
+		delete(notes, pagesKey)
+		if info.IndexBytes, info.IndexSHA256, err = describeIndex(f, size, pf.Metadata()); err != nil {
+			return Shard{}, nil, fmt.Errorf("token set: %s: index: %w", path, err)
+		}
+	}
+	return info, notes, nil
 }

@@ -22,7 +22,7 @@ func TestOtherReadersSeeTheSame(t *testing.T) {
 		t.Fatal("SCAVENGE_PYTHON is not set: a Python with pandas, pyarrow, duckdb and datasets")
 	}
 	dir := t.TempDir()
-	set(t, dir, 40, 0, 25, 300)
+	set(t, dir, 40, 0, 25, 4500) // the last one of several pages
 	card := "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n  - split: validation\n    path: validation-*.parquet\n---\n"
 	if err := os.WriteFile(filepath.Join(dir, "README.md"), []byte(card), 0o666); err != nil {
 		t.Fatal(err)

@@ -6,10 +6,16 @@
 //	manifest.json                   what is in them; written last, so a folder with it is whole
 //
 // The columns of a shard are sequence_id (int64: the shard's index · 2³² + the
-// row) and tokens (list of int32). Both are required, the list's elements too;
-// tokens are dictionary-encoded under zstd, about a byte a token. pandas,
-// DuckDB and Hugging Face datasets read the files with no help. The same rows
-// give the same bytes.
+// row) and tokens (list of int32). Both are required, the list's elements too.
+// pandas, DuckDB and Hugging Face datasets read the files with no help. The
+// same rows give the same bytes.
+//
+// Tokens lie in a shard as they are, two bytes each where the vocabulary
+// allows: twice what zstd would leave of them, and any sequence is read from
+// its place in the file, at the speed of the page cache, in whatever order. A
+// shard's index is verified when it is opened and a page the first time that
+// something in it is read, so that no damage goes into a batch; Verify checks
+// whole files.
 //
 // The documents of a split come in a random order, each ended by the end of
 // text, one after the other. A subset of the train split is its first shards:
@@ -42,22 +48,34 @@ type Set struct {
 	fingerprint string
 	base        int64 // the number of its first shard, in a Series
 
-	mu    sync.Mutex
-	cache []*loaded // newest first
+	mu     sync.Mutex
+	open   map[place]*paged
+	recent []place   // of those, the one opened last at the end
+	cache  []*loaded // of version 1; newest first
 }
 
-// cached is how many decoded shards a Set keeps: the canonical order leaves a
-// shard only when it has used it up, and two shards overlap in a batch.
+// place names a shard of a set.
+type place struct {
+	split Split
+	shard int
+}
+
+// maxOpen is how many shards a Set keeps open: of each a file, and 32 bytes
+// for each of its pages.
+const maxOpen = 256
+
+// cached is how many decoded shards of version 1 a Set keeps: the canonical
+// order leaves a shard only when it has used it up, and two shards overlap in
+// a batch.
 const cached = 2
 
 type loaded struct {
-	split  Split
-	shard  int
+	place
 	tokens []int32 // rows · seq_len
 }
 
 // Open opens the token set in a folder, or a subset of one, FOLDER#name. Shards
-// are read and their checksums verified when Sequence first needs them.
+// are opened when Sequence first needs them.
 func Open(dir string) (*Set, error) {
 	if i := strings.LastIndexByte(dir, '#'); i >= 0 {
 		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
@@ -180,43 +198,104 @@ func shuffle(r *rand.PCG, v []int64) {
 	}
 }
 
-// Sequence is one sequence's SeqLen tokens; they must not be changed. Visiting
-// sequences in canonical order reads each shard once; an error names the shard
-// and, where the file is damaged, the row group.
+// Sequence is one sequence's SeqLen tokens; they must not be changed. It reads
+// no more than a page, in any order of the ids. An error names the shard and,
+// where the file is damaged, the page.
 func (s *Set) Sequence(split Split, id int64) ([]int32, error) {
 	c := s.Manifest.Splits[split]
 	shard, row := id>>32-s.base, id&(1<<32-1)
 	if c == nil || id < 0 || shard < 0 || shard >= int64(len(c.Shards)) || row >= c.Shards[shard].Rows {
 		return nil, fmt.Errorf("token set %s: the %s split has no sequence %d", s.dir, split, id)
 	}
-	l, err := s.load(split, int(shard))
+	at := place{split, int(shard)}
+	n := int64(s.Manifest.SeqLen)
+	if s.Manifest.Version == 1 {
+		l, err := s.load(at)
+		if err != nil {
+			return nil, err
+		}
+		return l.tokens[row*n : (row+1)*n : (row+1)*n], nil
+	}
+	p, err := s.paged(at)
 	if err != nil {
 		return nil, err
 	}
-	n := int64(s.Manifest.SeqLen)
-	return l.tokens[row*n : (row+1)*n : (row+1)*n], nil
+	tokens := make([]int32, n)
+	if err := p.read(tokens, row); err != nil {
+		return nil, s.wrap(at, err)
+	}
+	return tokens, nil
 }
 
-func (s *Set) load(split Split, shard int) (*loaded, error) {
+func (s *Set) info(p place) Shard { return s.Manifest.Splits[p.split].Shards[p.shard] }
+
+func (s *Set) path(p place) string { return filepath.Join(s.dir, s.info(p).Name) }
+
+func (s *Set) wrap(p place, err error) error {
+	return fmt.Errorf("token set %s: shard %s: %w", s.dir, s.info(p).Name, err)
+}
+
+// paged is a shard that is open, or is opened now.
+func (s *Set) paged(at place) (*paged, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.open[at]; p != nil {
+		return p, nil
+	}
+	p, err := openPaged(s.path(at), s.info(at), s.Manifest.SeqLen, s.Manifest.Tokenizer.Vocab)
+	if err != nil {
+		return nil, s.wrap(at, err)
+	}
+	if len(s.recent) == maxOpen { // someone may be reading it: the file is closed when it is garbage
+		delete(s.open, s.recent[0])
+		s.recent = append(s.recent[:0], s.recent[1:]...)
+	}
+	if s.open == nil {
+		s.open = map[place]*paged{}
+	}
+	s.open[at], s.recent = p, append(s.recent, at)
+	return p, nil
+}
+
+// load is a decoded shard of version 1.
+func (s *Set) load(at place) (*loaded, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, l := range s.cache {
-		if l.split == split && l.shard == shard {
+		if l.place == at {
 			copy(s.cache[1:i+1], s.cache[:i])
 			s.cache[0] = l
 			return l, nil
 		}
 	}
-	info := s.Manifest.Splits[split].Shards[shard]
 	if len(s.cache) == cached { // let go of the oldest before the next one is made
 		s.cache[cached-1] = nil
 		s.cache = s.cache[:cached-1]
 	}
-	tokens, err := readShard(filepath.Join(s.dir, info.Name), info, shard, s.Manifest.SeqLen, s.Manifest.Tokenizer.Vocab)
+	tokens, err := s.decode(at)
 	if err != nil {
-		return nil, fmt.Errorf("token set %s: shard %s: %w", s.dir, info.Name, err)
+		return nil, err
 	}
-	l := &loaded{split, shard, tokens}
+	l := &loaded{at, tokens}
 	s.cache = append([]*loaded{l}, s.cache...)
 	return l, nil
+}
+
+// decode reads a whole shard.
+func (s *Set) decode(at place) ([]int32, error) {
+	tokens, err := readShard(s.path(at), s.info(at), at.shard, s.Manifest.SeqLen, s.Manifest.Tokenizer.Vocab)
+	if err != nil {
+		return nil, s.wrap(at, err)
+	}
+	return tokens, nil
+}
+
+// Verify reads a split's shard of index i from end to end, as a Parquet file of
+// anybody's, and checks the sha256 of all of it and what is in it.
+func (s *Set) Verify(split Split, i int) error {
+	if c := s.Manifest.Splits[split]; c == nil || i < 0 || i >= len(c.Shards) {
+		return fmt.Errorf("token set %s: the %s split has no shard %d", s.dir, split, i)
+	}
+	_, err := s.decode(place{split, i})
+	return err
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/parquet-go/parquet-go"
 )
 
 const seqLen, vocab = 16, 300
@@ -27,7 +29,7 @@ func sequence(id int64) []int32 {
 
 func shard(t testing.TB, dir string, split Split, i, n int, rows int64) Shard {
 	t.Helper()
-	w, err := NewWriter(filepath.Join(dir, ShardName(split, i, n)), i, seqLen)
+	w, err := NewWriter(filepath.Join(dir, ShardName(split, i, n)), i, seqLen, vocab)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +181,7 @@ func TestFolderWithoutManifestIsNoTokenSet(t *testing.T) {
 
 func TestWriterRefusesRowsOfAnotherLengthAndLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
-	w, err := NewWriter(filepath.Join(dir, "a.parquet"), 0, seqLen)
+	w, err := NewWriter(filepath.Join(dir, "a.parquet"), 0, seqLen, vocab)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,8 +213,8 @@ func TestLostOrShortShardIsNamedAtOpen(t *testing.T) {
 	}
 }
 
-// Any byte of a shard may be wrong: reading gives an error that names the
-// shard, or the right tokens where the byte means nothing; never a panic.
+// Any byte of a shard may be wrong: what Sequence gives is right or an error
+// that names the shard, never a panic; and Verify finds every one.
 func TestFlippedBytesAreErrorsThatNameTheShard(t *testing.T) {
 	dir := t.TempDir()
 	m := set(t, dir, 30)
@@ -222,15 +224,19 @@ func TestFlippedBytesAreErrorsThatNameTheShard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	groups := 0
+	oneLine := func(err error) bool {
+		return strings.Contains(err.Error(), info.Name) && !strings.Contains(err.Error(), "\n")
+	}
+	pages, groups := 0, 0
 	for i := range raw {
 		for _, flip := range []byte{1, 0x80} {
 			bad := bytes.Clone(raw)
 			bad[i] ^= flip
-			// The decoder stands on its own: a manifest may agree with a bad file.
+			// The decoders stand on their own: a manifest may agree with a bad file.
 			if tokens, err := decode(bytes.NewReader(bad), int64(len(bad)), 30, 0, seqLen, vocab); err == nil && len(tokens) != 30*seqLen {
 				t.Fatalf("byte %d flipped: %d tokens without an error", i, len(tokens))
 			}
+			parseIndex(bad[info.Bytes-info.IndexBytes:], info.Bytes-info.IndexBytes, 30, testLayout(t))
 			if (i+int(flip))%6 != 0 {
 				continue
 			}
@@ -241,11 +247,22 @@ func TestFlippedBytesAreErrorsThatNameTheShard(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = s.Sequence(Train, 0)
-			if err == nil {
-				t.Fatalf("byte %d flipped: no error", i)
+			for _, id := range []int64{29, 0} {
+				tokens, err := s.Sequence(Train, id)
+				switch {
+				case err == nil && !slices.Equal(tokens, sequence(id)):
+					t.Fatalf("byte %d flipped: sequence %d: %v, want %v or an error", i, id, tokens, sequence(id))
+				case err != nil && !oneLine(err):
+					t.Fatalf("byte %d flipped: %q is not one line that names the shard", i, err)
+				case err != nil && strings.Contains(err.Error(), "page 0, rows 0 to 29"):
+					pages++
+				}
 			}
-			if !strings.Contains(err.Error(), info.Name) || strings.Contains(err.Error(), "\n") {
+			err = s.Verify(Train, 0)
+			if err == nil {
+				t.Fatalf("byte %d flipped: verified without an error", i)
+			}
+			if !oneLine(err) {
 				t.Fatalf("byte %d flipped: %q is not one line that names the shard", i, err)
 			}
 			if strings.Contains(err.Error(), "row group 0") {
@@ -253,8 +270,122 @@ func TestFlippedBytesAreErrorsThatNameTheShard(t *testing.T) {
 			}
 		}
 	}
-	if groups == 0 {
-		t.Error("no error named its row group")
+	if pages == 0 || groups == 0 {
+		t.Errorf("%d errors named their page and %d their row group", pages, groups)
+	}
+}
+
+func testLayout(t testing.TB) layout {
+	l, err := newLayout(seqLen, vocab)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// Sets of version 1 were written by an older program, and are kept here.
+func TestSetsOfVersion1AreStillRead(t *testing.T) {
+	s, err := Open("testdata/version1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.Fingerprint(), "c5837ebf425b74997d74f62cfa077d891b0127e5a3d2e1c5f50e09e44ab6c55b"; got != want {
+		t.Errorf("fingerprint %s, want %s: a run on it would not go on", got, want)
+	}
+	for split, rows := range map[Split]int{Train: 72, Validation: 3} {
+		ids := s.Order(split, 3, 0)
+		if len(ids) != rows {
+			t.Fatalf("%s: %d ids, want %d", split, len(ids), rows)
+		}
+		for _, id := range ids {
+			if got, err := s.Sequence(split, id); err != nil || !slices.Equal(got, sequence(id)) {
+				t.Fatalf("%s: sequence %d: %v, %v; want %v", split, id, got, err, sequence(id))
+			}
+		}
+		for i := range s.Manifest.Splits[split].Shards {
+			if err := s.Verify(split, i); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// Pages and row groups that are full, begun or padded, ids of two and of four
+// bytes: each sequence is where the reader looks for it, in whatever order, and
+// the file is what another reader of Parquet makes of it.
+func TestEveryFormOfPageIsReadInPlace(t *testing.T) {
+	for _, c := range []struct{ seqLen, vocab, rows, groupPages int }{
+		{16, 300, 2 * pageTokens / 16, 1}, // full pages, a row group each
+		{16, 300, 5*pageTokens/16 + 1, 2}, // the last group has one row
+		{1000, 50277, 100, 100},           // not a multiple of 8 tokens
+		{1001, 1 << 16, 40, 1},            // the largest vocabulary of two bytes; a padded page
+		{1001, 1<<16 + 1, 40, 1},          // four bytes
+		{1, 7, 100, 1},                    // a row has no second token
+		{pageTokens + 3, 1 << 20, 3, 1},   // a page is one row
+	} {
+		path := filepath.Join(t.TempDir(), ShardName(Train, 2, 3))
+		w, err := NewWriter(path, 2, c.seqLen, c.vocab)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Abort()
+		w.p.layout.groupRows = int64(c.groupPages * w.p.layout.pageRows)
+		r := rand.New(rand.NewPCG(uint64(c.seqLen), uint64(c.vocab)))
+		var want [][]int32
+		for range c.rows {
+			row := make([]int32, c.seqLen)
+			for i := range row {
+				row[i] = int32(r.IntN(c.vocab))
+			}
+			row[0] = int32(c.vocab - 1)
+			if want = append(want, row); w.Append(row) != nil {
+				t.Fatal(c, w.Append(row))
+			}
+		}
+		info, err := w.Close()
+		if err != nil {
+			t.Fatal(c, err)
+		}
+		p, err := openPaged(path, info, c.seqLen, c.vocab)
+		if err != nil {
+			t.Fatal(c, err)
+		}
+		got := make([]int32, c.seqLen)
+		for _, i := range slices.Concat(r.Perm(c.rows), r.Perm(c.rows)) { // pages not looked at before, and others
+			if err := p.read(got, int64(i)); err != nil || !slices.Equal(got, want[i]) {
+				t.Fatalf("%+v: row %d: %v", c, i, err)
+			}
+		}
+		tokens, err := readShard(path, info, 2, c.seqLen, c.vocab)
+		if err != nil || !slices.Equal(tokens, slices.Concat(want...)) {
+			t.Errorf("%+v: as Parquet: %v", c, err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := parquet.OpenFile(f, info.Bytes); err != nil { // with its page index
+			t.Errorf("%+v: as Parquet, with its page index: %v", c, err)
+		}
+		if again, _, err := Describe(path); err != nil || again != info {
+			t.Errorf("%+v: described as %+v, %v; want %+v", c, again, err, info)
+		}
+	}
+}
+
+func TestWriterRefusesIDsOutsideTheVocabulary(t *testing.T) {
+	for _, id := range []int32{-1, vocab} {
+		w, err := NewWriter(filepath.Join(t.TempDir(), "a.parquet"), 0, seqLen, vocab)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Abort()
+		row := make([]int32, seqLen)
+		row[3] = id
+		if err := w.Append(row); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("token id %d is outside", id)) {
+			t.Errorf("id %d: %v", id, err)
+		}
 	}
 }
 
@@ -296,7 +427,8 @@ func TestBadManifestsAreRefused(t *testing.T) {
 	set(t, dir, 10, 5)
 	raw, _ := os.ReadFile(filepath.Join(dir, ManifestFile))
 	for name, c := range map[string]struct{ old, new, want string }{
-		"version":        {`"version": 1`, `"version": 2`, "version 2"},
+		"version":        {`"version": 2`, `"version": 3`, "version 3"},
+		"no index":       {`"index_bytes"`, `"bytes_of_index"`, "an index of 0 bytes"},
 		"rows":           {`"rows": 15`, `"rows": 16`, "16 rows"},
 		"negative shard": {`"rows": 5`, `"rows": -5`, "-5 rows"},
 		"seq_len":        {`"seq_len": 16`, `"seq_len": 0`, "seq_len is 0"},
@@ -347,6 +479,29 @@ func FuzzParseManifest(f *testing.F) {
 		n, err := ParseManifest(again)
 		if err != nil || n.Fingerprint() != m.Fingerprint() {
 			t.Fatalf("written and read again: %v", err)
+		}
+	})
+}
+
+// FuzzIndex: a damaged index is an error, or its pages lie before it.
+func FuzzIndex(f *testing.F) {
+	dir := f.TempDir()
+	info := shard(f, dir, Train, 0, 1, 4)
+	raw, err := os.ReadFile(filepath.Join(dir, info.Name))
+	if err != nil {
+		f.Fatal(err)
+	}
+	start := info.Bytes - info.IndexBytes
+	f.Add(raw[start:])
+	l := testLayout(f)
+	f.Fuzz(func(t *testing.T, index []byte) {
+		pages, err := parseIndex(index, start, 4, l)
+		if err != nil {
+			return
+		}
+		_, size := l.pageBytes(4)
+		if len(pages) != 1 || pages[0].at < 4 || pages[0].at+int64(size) > start || pages[0].ids < pages[0].at {
+			t.Fatalf("%d pages, the first at byte %d", len(pages), pages[0].at)
 		}
 	})
 }

@@ -10,83 +10,93 @@ import (
 	"io"
 	"path/filepath"
 
-	"github.com/parquet-go/parquet-go"
-	"github.com/parquet-go/parquet-go/compress/zstd"
-
 	"github.com/scavenge/scavenge/schemas/durable"
 )
-
-// record is a row of a shard.
-type record struct {
-	SequenceID int64   `parquet:"sequence_id"`
-	Tokens     []int32 `parquet:"tokens,list" parquet-element:",dict"`
-}
-
-// groupTokens is the size of a row group: what a Writer keeps in memory.
-const groupTokens = 4 << 20
 
 // ShardName is the name of a split's i-th shard of n.
 func ShardName(split Split, i, n int) string {
 	return fmt.Sprintf("%s-%05d-of-%05d.parquet", split, i, n)
 }
 
-// Writer writes one shard. The file has its name only after Close.
+// Writer writes one shard. The file has its name only after Close. It holds
+// one page in memory, and of the file's index 30 bytes a page.
 type Writer struct {
-	file   *durable.File
-	buf    *bufio.Writer
-	hash   hash.Hash
-	bytes  counter
-	w      *parquet.GenericWriter[record]
-	name   string
-	first  int64
-	rows   int64
-	seqLen int
-	row    [1]record
-	done   bool
+	file  *durable.File
+	buf   *bufio.Writer
+	hash  hash.Hash
+	p     parquetWriter
+	name  string
+	first int64
+	rows  int64
+	page  []byte // in the making, with its head for a full page
+	head  int    // bytes of that
+	done  bool
 }
 
-type counter int64
-
-func (c *counter) Write(b []byte) (int, error) { *c += counter(len(b)); return len(b), nil }
-
-// NewWriter starts the shard of index shard at path; its folder must exist.
-func NewWriter(path string, shard, seqLen int) (*Writer, error) {
-	if shard < 0 || shard >= maxShards || seqLen < 1 || seqLen > maxSeqLen {
-		return nil, fmt.Errorf("token set: shard %d of sequences of %d tokens: out of range", shard, seqLen)
+// NewWriter starts the shard of index shard at path, of ids below vocab; its
+// folder must exist.
+func NewWriter(path string, shard, seqLen, vocab int) (*Writer, error) {
+	l, err := newLayout(seqLen, vocab)
+	if err == nil && (shard < 0 || shard >= maxShards) {
+		err = fmt.Errorf("shard %d: out of range", shard)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("token set: %w", err)
 	}
 	f, err := durable.Create(path)
 	if err != nil {
 		return nil, fmt.Errorf("token set: %w", err)
 	}
-	w := &Writer{file: f, hash: sha256.New(), name: filepath.Base(path), first: ID(shard, 0), seqLen: seqLen}
-	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.hash, &w.bytes), 1<<20)
-	w.w = parquet.NewGenericWriter[record](w.buf,
-		parquet.Compression(&zstd.Codec{Level: zstd.SpeedFastest, Concurrency: 1}),
-		parquet.DataPageStatistics(false),
-		parquet.PageBufferSize(1<<20),
-		parquet.MaxRowsPerRowGroup(int64(max(1, groupTokens/seqLen))),
-		parquet.CreatedBy("scavenge", fmt.Sprint(Version), "-"))
-	return w, nil
+	w := &Writer{file: f, hash: sha256.New(), name: filepath.Base(path), first: ID(shard, 0), page: l.head(l.pageRows)}
+	w.head = len(w.page)
+	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.hash), 1<<16)
+	w.p = parquetWriter{w: w.buf, layout: l}
+	return w, w.wrap(w.p.begin())
+}
+
+func (w *Writer) wrap(err error) error {
+	if err != nil {
+		return fmt.Errorf("token set: %s: %w", w.name, err)
+	}
+	return nil
 }
 
 // Note keeps a word about the shard's making in the file, for Describe. The
 // same notes in another order give other bytes.
-func (w *Writer) Note(key, value string) { w.w.SetKeyValueMetadata(key, value) }
+func (w *Writer) Note(key, value string) { w.p.note(key, value) }
 
 // Append adds a sequence of exactly seqLen tokens, which it copies.
-func (w *Writer) Append(tokens []int32) error {
-	if len(tokens) != w.seqLen {
-		return fmt.Errorf("token set: %s: row %d has %d tokens, want %d", w.name, w.rows, len(tokens), w.seqLen)
+func (w *Writer) Append(tokens []int32) (err error) {
+	l := &w.p.layout
+	if len(tokens) != l.seqLen {
+		return fmt.Errorf("token set: %s: row %d has %d tokens, want %d", w.name, w.rows, len(tokens), l.seqLen)
 	}
 	if w.rows == maxRows {
 		return fmt.Errorf("token set: %s: more than %d rows", w.name, int64(maxRows))
 	}
-	w.row[0] = record{w.first + w.rows, tokens}
-	if _, err := w.w.Write(w.row[:]); err != nil {
+	if w.page, err = l.appendRow(w.page, tokens); err != nil {
 		return fmt.Errorf("token set: %s: row %d: %w", w.name, w.rows, err)
 	}
 	w.rows++
-	return nil
+	if w.rows%int64(l.pageRows) == 0 {
+		err = w.flush(l.pageRows)
+	}
+	return w.wrap(err)
+}
+
+// flush writes the page, which has so many rows.
+func (w *Writer) flush(rows int) error {
+	l, page := w.p.layout, w.page
+	if rows < l.pageRows { // the last one of all
+		page = append(l.head(rows), page[w.head:]...)
+	}
+	page = append(page, make([]byte, l.padding(rows))...)
+	err := w.p.tokens(page, rows)
+	w.page = w.page[:w.head]
+	if err == nil && w.p.groupRows == l.groupRows {
+		err = w.p.endGroup(w.first + w.rows)
+	}
+	return err
 }
 
 // Close gives the shard its name and returns its line of the manifest. After
@@ -96,18 +106,34 @@ func (w *Writer) Close() (Shard, error) {
 		return Shard{}, errors.New("token set: the shard is closed")
 	}
 	w.done = true
-	err := w.w.Close()
-	if err == nil {
-		err = w.buf.Flush()
-	}
+	index, err := w.finish()
 	if err != nil {
 		w.file.Abort()
-		return Shard{}, fmt.Errorf("token set: %s: %w", w.name, err)
+		return Shard{}, w.wrap(err)
 	}
 	if err := w.file.Commit(); err != nil {
 		return Shard{}, fmt.Errorf("token set: %w", err)
 	}
-	return Shard{Name: w.name, Rows: w.rows, Bytes: int64(w.bytes), SHA256: hex.EncodeToString(w.hash.Sum(nil))}, nil
+	sum := sha256.Sum256(index)
+	return Shard{Name: w.name, Rows: w.rows, Bytes: w.p.at, SHA256: hex.EncodeToString(w.hash.Sum(nil)),
+		IndexBytes: int64(len(index)), IndexSHA256: hex.EncodeToString(sum[:])}, nil
+}
+
+// finish writes what is left, and returns the file's index.
+func (w *Writer) finish() (index []byte, err error) {
+	if rest := int(w.rows % int64(w.p.layout.pageRows)); rest > 0 {
+		err = w.flush(rest)
+	}
+	if err == nil && w.p.groupRows > 0 {
+		err = w.p.endGroup(w.first + w.rows)
+	}
+	if err == nil {
+		index, err = w.p.end(w.rows)
+	}
+	if err == nil {
+		err = w.buf.Flush()
+	}
+	return index, err
 }
 
 // Abort gives the shard up. It may be called after Close, where it does

@@ -16,7 +16,7 @@ def say(reader, version, split, ids, rows):
 
 def with_pyarrow(split):
     import glob, pyarrow, pyarrow.parquet as pq
-    table = pyarrow.concat_tables(pq.read_table(f) for f in sorted(glob.glob(files[split])))
+    table = pyarrow.concat_tables(pq.read_table(f, page_checksum_verification=True) for f in sorted(glob.glob(files[split])))
     assert table.schema.field("tokens").type.value_type == pyarrow.int32() and table.schema.field("sequence_id").type == pyarrow.int64(), table.schema
     say("pyarrow", pyarrow.__version__, split, table["sequence_id"].to_pylist(), table["tokens"].to_pylist())
 
