@@ -28,7 +28,9 @@ func (n numbered) Order(tokenset.Split, int64, int64) []int64 {
 	return ids
 }
 
-func (numbered) Sequence(tokenset.Split, int64) ([]int32, error) { return make([]int32, 1024), nil }
+func (numbered) AppendSequence(dst []int32, _ tokenset.Split, _ int64) ([]int32, error) {
+	return append(dst, make([]int32, 1024)...), nil
+}
 
 // The feed's second half at the paper's size, 1024 × 512 float16, over four
 // partitions: kafka-go's own readers, the stream, a replay's first epoch and

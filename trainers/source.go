@@ -60,7 +60,7 @@ type Source interface {
 // Tokens is what sources read of a token set; *tokenset.Set is one.
 type Tokens interface {
 	Order(split tokenset.Split, seed, epoch int64) []int64
-	Sequence(split tokenset.Split, id int64) ([]int32, error)
+	AppendSequence(dst []int32, split tokenset.Split, id int64) ([]int32, error)
 }
 
 // Plan is which sequences a source hands out.

@@ -68,7 +68,7 @@ func TestSourceFollowsTheCanonicalOrderOverEpochs(t *testing.T) {
 			t.Fatalf("batch of %d rows has %d ids and %d tokens", b.Rows, len(b.IDs), len(b.Tokens))
 		}
 		for row, id := range b.IDs {
-			want, err := p.Tokens.Sequence(tokenset.Train, id)
+			want, err := p.Tokens.AppendSequence(nil, tokenset.Train, id)
 			if err != nil || !slices.Equal(want, b.Tokens[row*testLength:(row+1)*testLength]) {
 				t.Fatalf("sequence %d has other tokens (%v)", id, err)
 			}

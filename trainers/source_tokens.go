@@ -25,14 +25,13 @@ func NewTokenSource(p Plan) (Source, error) {
 		}
 		b := newBatch(places, p.Length)
 		for _, at := range places {
-			tokens, err := p.Tokens.Sequence(tokenset.Train, at.id)
-			if err != nil {
+			before := len(b.Tokens)
+			if b.Tokens, err = p.Tokens.AppendSequence(b.Tokens, tokenset.Train, at.id); err != nil {
 				return nil, Position{}, fmt.Errorf("%v: %w", at, err)
 			}
-			if len(tokens) != p.Length {
-				return nil, Position{}, fmt.Errorf("%v: it has %d tokens, want %d", at, len(tokens), p.Length)
+			if n := len(b.Tokens) - before; n != p.Length {
+				return nil, Position{}, fmt.Errorf("%v: it has %d tokens, want %d", at, n, p.Length)
 			}
-			b.Tokens = append(b.Tokens, tokens...)
 		}
 		return b, Position{Epoch: o.epoch, Index: o.index}, nil
 	}), nil

@@ -300,11 +300,10 @@ func (t *teacher) compute(ctx context.Context, p portion) (gpu.Batch, []int, [][
 		if ctx.Err() != nil {
 			return b, nil, nil, ctx.Err()
 		}
-		tokens, err := p.set.Sequence(tokenset.Train, x.id)
-		if err != nil {
+		var err error
+		if b.Tokens, err = p.set.AppendSequence(b.Tokens, tokenset.Train, x.id); err != nil {
 			return b, nil, nil, err
 		}
-		b.Tokens = append(b.Tokens, tokens...)
 		for _, l := range t.lacking(x) {
 			needed[l] = true
 		}

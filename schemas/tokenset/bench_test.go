@@ -28,8 +28,10 @@ func BenchmarkRead(b *testing.B) {
 		return s
 	}
 	var sum int64
+	var tokens []int32
 	read := func(s *Set, id int64) {
-		tokens, err := s.Sequence(Train, id)
+		var err error
+		tokens, err = s.AppendSequence(tokens[:0], Train, id)
 		if err != nil {
 			b.Fatal(err)
 		}

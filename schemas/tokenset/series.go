@@ -142,8 +142,13 @@ func (s *Series) Order(split Split, seed, epoch int64) []int64 {
 	return set.Order(split, seed, epoch)
 }
 
-// Sequence is one sequence of a part that is known; its tokens must not be changed.
+// Sequence is one sequence of a part that is known.
 func (s *Series) Sequence(split Split, id int64) ([]int32, error) {
+	return s.AppendSequence(nil, split, id)
+}
+
+// AppendSequence is Sequence into memory that is there.
+func (s *Series) AppendSequence(dst []int32, split Split, id int64) ([]int32, error) {
 	s.mu.Lock()
 	n := sort.Search(len(s.shards)-1, func(i int) bool { return s.shards[i+1] > id>>32 })
 	known := id >= 0 && n < len(s.shards)-1
@@ -155,9 +160,9 @@ func (s *Series) Sequence(split Split, id int64) ([]int32, error) {
 	s.mu.Unlock()
 	switch {
 	case !known:
-		return nil, fmt.Errorf("token set %s: none of its %d parts has sequence %d", s.dir, len(s.shards)-1, id)
+		return dst, fmt.Errorf("token set %s: none of its %d parts has sequence %d", s.dir, len(s.shards)-1, id)
 	case err != nil:
-		return nil, err
+		return dst, err
 	}
-	return set.Sequence(split, id)
+	return set.AppendSequence(dst, split, id)
 }

@@ -35,6 +35,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -198,33 +199,38 @@ func shuffle(r *rand.PCG, v []int64) {
 	}
 }
 
-// Sequence is one sequence's SeqLen tokens; they must not be changed. It reads
+// Sequence is one sequence's SeqLen tokens; the caller's own. It reads
 // no more than a page, in any order of the ids. An error names the shard and,
 // where the file is damaged, the page.
 func (s *Set) Sequence(split Split, id int64) ([]int32, error) {
+	return s.AppendSequence(nil, split, id)
+}
+
+// AppendSequence is Sequence into memory that is there.
+func (s *Set) AppendSequence(dst []int32, split Split, id int64) ([]int32, error) {
 	c := s.Manifest.Splits[split]
 	shard, row := id>>32-s.base, id&(1<<32-1)
 	if c == nil || id < 0 || shard < 0 || shard >= int64(len(c.Shards)) || row >= c.Shards[shard].Rows {
-		return nil, fmt.Errorf("token set %s: the %s split has no sequence %d", s.dir, split, id)
+		return dst, fmt.Errorf("token set %s: the %s split has no sequence %d", s.dir, split, id)
 	}
 	at := place{split, int(shard)}
-	n := int64(s.Manifest.SeqLen)
+	n := s.Manifest.SeqLen
 	if s.Manifest.Version == 1 {
 		l, err := s.load(at)
 		if err != nil {
-			return nil, err
+			return dst, err
 		}
-		return l.tokens[row*n : (row+1)*n : (row+1)*n], nil
+		return append(dst, l.tokens[int(row)*n:(int(row)+1)*n]...), nil
 	}
 	p, err := s.paged(at)
 	if err != nil {
-		return nil, err
+		return dst, err
 	}
-	tokens := make([]int32, n)
-	if err := p.read(tokens, row); err != nil {
-		return nil, s.wrap(at, err)
+	dst = slices.Grow(dst, n)
+	if err := p.read(dst[len(dst):len(dst)+n], row); err != nil {
+		return dst, s.wrap(at, err)
 	}
-	return tokens, nil
+	return dst[:len(dst)+n], nil
 }
 
 func (s *Set) info(p place) Shard { return s.Manifest.Splits[p.split].Shards[p.shard] }
