@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -101,21 +102,23 @@ func access(addr string) cluster.Access {
 	return cluster.Access{Brokers: []string{addr}}
 }
 
-// lesson makes a token set of 30 sequences in three shards and a teacher of
-// four layers; its sink is partitions × layers 0, 1 and 3.
-func lesson(t testing.TB, brokers string, partitions int) Lesson {
+// tokenSet makes a token set with train shards of so many rows; its tokens
+// depend on the salt.
+func tokenSet(t testing.TB, dir string, salt int, rows ...int64) {
 	t.Helper()
-	dir := t.TempDir()
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	train := &tokenset.Counts{}
-	for i, rows := range []int64{13, 10, 7} {
-		w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, i, 3)), i, lessonLength, lessonVocab)
+	for i, n := range rows {
+		w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, i, len(rows))), i, lessonLength, lessonVocab)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for row := range rows {
+		for row := range n {
 			tokens := make([]int32, lessonLength)
 			for j := range tokens {
-				tokens[j] = int32((int(row)*7 + i*17 + j*j) % lessonVocab)
+				tokens[j] = int32((int(row)*7 + i*17 + j*j + salt*29) % lessonVocab)
 			}
 			if err := w.Append(tokens); err != nil {
 				t.Fatal(err)
@@ -125,13 +128,21 @@ func lesson(t testing.TB, brokers string, partitions int) Lesson {
 		if err != nil {
 			t.Fatal(err)
 		}
-		train.Shards, train.Rows = append(train.Shards, s), train.Rows+rows
+		train.Shards, train.Rows = append(train.Shards, s), train.Rows+n
 	}
 	train.Tokens = train.Rows * lessonLength
 	if err := tokenset.WriteManifest(dir, &tokenset.Manifest{Tokenizer: tokenset.Tokenizer{Vocab: lessonVocab}, SeqLen: lessonLength,
 		Splits: map[tokenset.Split]*tokenset.Counts{tokenset.Train: train}}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// lesson makes a token set of 30 sequences in three shards and a teacher of
+// four layers; its sink is partitions × layers 0, 1 and 3.
+func lesson(t testing.TB, brokers string, partitions int) Lesson {
+	t.Helper()
+	dir := t.TempDir()
+	tokenSet(t, dir, 0, 13, 10, 7)
 	c := checkpoint.Config{Architecture: checkpoint.GPTNeoX, Vocab: lessonVocab, Dim: 4, Hidden: 4, Layers: 4, Context: lessonLength, Eps: 1e-5,
 		Attention: checkpoint.Attention{Heads: 1, RotaryPct: 1, RotaryBase: 10000}}
 	m := &checkpoint.Model{Config: c, Weights: map[string][]float32{}}
