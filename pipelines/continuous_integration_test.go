@@ -25,7 +25,7 @@ func growBy(t *testing.T, dir string, n, rows int64) {
 	m := &tokenset.Manifest{Tokenizer: tokenset.Tokenizer{Vocab: teachVocab}, SeqLen: teachLength, Splits: map[tokenset.Split]*tokenset.Counts{}}
 	for split, rows := range map[tokenset.Split]int64{tokenset.Train: rows, tokenset.Validation: 6} {
 		r := rand.New(rand.NewPCG(uint64(n), uint64(len(split))))
-		w, err := tokenset.NewWriter(filepath.Join(folder, tokenset.ShardName(split, 0, 1)), 0, teachLength)
+		w, err := tokenset.NewWriter(filepath.Join(folder, tokenset.ShardName(split, 0, 1)), 0, teachLength, teachVocab)
 		if err != nil {
 			t.Fatal(err)
 		}

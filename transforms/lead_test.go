@@ -188,6 +188,22 @@ func TestLeadThatNoBatchFitsIsRefused(t *testing.T) {
 	}
 }
 
+// makeTopic makes a topic of one partition.
+func makeTopic(t *testing.T, k *sink, topic string, settings map[string]string) {
+	t.Helper()
+	var entries []kafka.ConfigEntry
+	for name, value := range settings {
+		entries = append(entries, kafka.ConfigEntry{ConfigName: name, ConfigValue: value})
+	}
+	r, err := k.current().CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1, ConfigEntries: entries}}})
+	if err == nil {
+		err = r.Errors[topic]
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestTopicsThatDoNotKeepTheirRecordsAreRefused(t *testing.T) {
 	l := lesson(t, broker(t), 1)
 	l.Sink.Layers, l.Sink.TopicBytes = []int{0}, 100_000
@@ -203,19 +219,11 @@ func TestTopicsThatDoNotKeepTheirRecordsAreRefused(t *testing.T) {
 	} {
 		l.Sink.Run = run + "-" + name
 		topic := activation.Topic(l.Sink.Run, 0)
-		entries := []kafka.ConfigEntry{{ConfigName: c.key, ConfigValue: c.value}}
-		if c.key != retentionMs {
-			entries = append(entries, kafka.ConfigEntry{ConfigName: retentionMs, ConfigValue: "-1"})
-		}
-		r, err := k.current().CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1, ConfigEntries: entries}}})
-		if err == nil {
-			err = r.Errors[topic]
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		settings := map[string]string{retentionMs: "-1"}
+		settings[c.key] = c.value
+		makeTopic(t, k, topic, settings)
 		l.Sink.AllowRetention = false
-		if err = l.Sink.Prepare(t.Context(), nil); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), topic) || !strings.Contains(err.Error(), c.want)) {
+		if err := l.Sink.Prepare(t.Context(), nil); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), topic) || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 		l.Sink.AllowRetention = true
