@@ -40,7 +40,8 @@ type Runner struct {
 	Name    string // prism (default) or universal: any portable runner at --endpoint
 	Verbose bool   // Beam's own log, on stderr
 
-	notice func(string) // told what DoFns in this process say; may be nil
+	notice   func(string)             // told what DoFns in this process say; may be nil
+	launched func(*transforms.Launch) // told the launch before it begins; may be nil
 }
 
 // Flags declares a runner's flags.
@@ -90,6 +91,9 @@ func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transfo
 	defer stop()
 	launch := transforms.NewLaunch(tasks)
 	launch.Notice = r.notice
+	if r.launched != nil {
+		r.launched(launch)
+	}
 	defer launch.Close()
 	// DoFns end at once. Beam is told when the first of them has begun: Prism
 	// ends the process where a job is cancelled before its worker is there.

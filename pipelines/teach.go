@@ -65,6 +65,7 @@ type TeachOptions struct {
 	TrainerTimeout time.Duration // how long a trainer may be silent before MaxLead does without it; 0: a minute
 	Runner         Runner
 	Stage          string    // name of the progress bar
+	Metrics        string    // host:port that serves /metrics and /healthz; "": none
 	Log            io.Writer // what is said in words goes here; nil: stderr
 	Quiet          bool      // no progress bar
 }
@@ -95,6 +96,7 @@ func (o *TeachOptions) Flags(f *flag.FlagSet) {
 	f.DurationVar(&o.TrainerTimeout, "trainer-timeout", DefaultTrainerTimeout, "how `long` a trainer may be silent before --max-lead does without it")
 	f.BoolVar(&o.AllowRetention, "allow-retention", false, "send to topics that may delete records before they are read")
 	f.DurationVar(&o.Patience, "broker-timeout", DefaultPatience, "how `long` a broker may be away before the command fails")
+	f.StringVar(&o.Metrics, "metrics", "", "serve /metrics, for Prometheus, and /healthz at this `host:port` (127.0.0.1:9465, for instance)")
 	o.Runner.Flags(f)
 }
 
@@ -174,6 +176,8 @@ func (o TeachOptions) Validate() error {
 		return fmt.Errorf("--batch %d: want at least 1", o.Batch)
 	case o.TrainerTimeout != 0 && o.TrainerTimeout < trainersTell:
 		return fmt.Errorf("--trainer-timeout %v: want at least %v: trainers tell how far they are every few seconds", o.TrainerTimeout, trainersTell)
+	case o.Metrics != "" && !strings.Contains(o.Metrics, ":"):
+		return fmt.Errorf("--metrics %q: want host:port", o.Metrics)
 	case o.MaxLead < 0:
 		return fmt.Errorf("--max-lead %d: want a number of bytes, or 0", o.MaxLead)
 	}
@@ -203,7 +207,7 @@ func (o TeachOptions) Validate() error {
 // partition in the canonical order without gaps, goes on after what is there
 // already, and sends nothing twice but what a lost acknowledgement leaves in
 // doubt.
-func Teach(ctx context.Context, o TeachOptions) error {
+func Teach(ctx context.Context, o TeachOptions) (err error) {
 	if err := o.Validate(); err != nil {
 		return err
 	}
@@ -240,6 +244,12 @@ func Teach(ctx context.Context, o TeachOptions) error {
 		}
 		return err
 	}
+	monitor, err := watchTeach(o.Metrics, lesson, work.sequences)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, monitor.close()) }()
+	o.Runner.launched = monitor.began
 	var bar *report.Bar
 	if !o.Quiet {
 		bar = report.NewBar(o.Stage, work.sequences)
@@ -248,6 +258,7 @@ func Teach(ctx context.Context, o TeachOptions) error {
 		func(done, tokens int64) {
 			for o.Follow && work.grow() {
 				bar.Grow(work.sequences)
+				monitor.grown(work.sequences)
 			}
 			bar.Set(done, tokens, math.NaN())
 		})

@@ -1,19 +1,14 @@
 package trainers
 
 import (
-	"errors"
-	"fmt"
-	"net"
-	"net/http"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
+	"github.com/scavenge/scavenge/schemas/report/exporter"
 )
 
 // Counts is what a source of records knows of its feed, since it was opened.
@@ -35,9 +30,8 @@ type counting interface{ Counts() Counts }
 // monitor tells Prometheus, at /metrics, how a run goes, and at /healthz that
 // it is alive. A nil monitor tells nothing.
 type monitor struct {
-	server *http.Server
-	ended  chan struct{}
-	steps  prometheus.Histogram
+	exporter *exporter.Exporter
+	steps    prometheus.Histogram
 
 	mu     sync.Mutex
 	state  checkpoint.Trainer
@@ -72,44 +66,22 @@ func watch(address string) (*monitor, error) {
 	if address == "" {
 		return nil, nil
 	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics %s: %w", address, err)
-	}
-	m := &monitor{ended: make(chan struct{}), steps: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "scavenge_step_seconds",
+	m := &monitor{steps: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "scavenge_step_seconds",
 		Help: "Seconds a step took, the wait for its batch included.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)})}
-	r := prometheus.NewRegistry()
-	for _, c := range []prometheus.Collector{m, m.steps, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
-		if err := r.Register(c); err != nil {
-			l.Close()
-			return nil, fmt.Errorf("--metrics: %w", err)
-		}
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+	var err error
+	m.exporter, err = exporter.Serve(address, func() string {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		fmt.Fprintf(w, "ok: %s\n", at(m.state))
-	})
-	m.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		defer close(m.ended)
-		m.server.Serve(l) // until close
-	}()
-	return m, nil
+		return at(m.state)
+	}, m, m.steps)
+	return m, err
 }
 
 func (m *monitor) close() error {
 	if m == nil {
 		return nil
 	}
-	err := m.server.Close()
-	<-m.ended
-	if errors.Is(err, http.ErrServerClosed) {
-		err = nil
-	}
-	return err
+	return m.exporter.Close()
 }
 
 // begin tells where a run goes on.

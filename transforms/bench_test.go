@@ -37,7 +37,7 @@ func BenchmarkFeedWrite(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	t := &teacher{Lesson: l, sink: k}
+	t := &teacher{Lesson: l, sink: k, taught: k.taught}
 	hidden := make([]float32, rows*length*dim)
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range hidden {

@@ -25,6 +25,7 @@ type Launch struct {
 	ctx    context.Context
 	done   atomic.Int64
 	tokens atomic.Int64
+	taught taught
 
 	first sync.Once
 	begun chan struct{} // closed when the first task begins

@@ -213,6 +213,7 @@ func (t *teacher) wait(ctx context.Context, task *Task) error {
 		return nil
 	}
 	for began, told := time.Now(), false; ; {
+		turn := time.Now()
 		records, name, err := t.lead(ctx)
 		if err != nil {
 			return err
@@ -238,5 +239,6 @@ func (t *teacher) wait(ctx context.Context, task *Task) error {
 			return ctx.Err()
 		case <-timer.C:
 		}
+		since(&t.taught.waiting, turn)
 	}
 }

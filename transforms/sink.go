@@ -83,13 +83,14 @@ type sink struct {
 	tls    *tls.Config
 	sasl   sasl.Mechanism
 	notice func(string) // told once that the broker does not answer; may be nil
+	taught *taught
 
 	mu     sync.Mutex
 	client *kafka.Client
 }
 
 func (s Sink) connect() (*sink, error) {
-	k := &sink{Sink: s, dial: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
+	k := &sink{Sink: s, taught: &taught{}, dial: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
 	var err error
 	if k.tls, k.sasl, err = s.Login(); err != nil {
 		return nil, err
@@ -156,6 +157,7 @@ func (s *sink) retry(ctx context.Context, attempt time.Duration, f func(ctx cont
 		if !passing(err) || ctx.Err() != nil {
 			return last
 		}
+		s.taught.retries.Add(1)
 		if !errors.As(err, new(kafka.Error)) {
 			s.renew(c)
 			if s.notice != nil {

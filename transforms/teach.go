@@ -73,12 +73,15 @@ func (fn *teachFn) ProcessElement(ctx context.Context, worker int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.close()) }()
+	t.taught = task.taught()
+	t.sink.taught = t.taught
 	return t.teach(ctx, task)
 }
 
 // teacher is a worker at its lesson.
 type teacher struct {
 	Lesson
+	taught      *taught
 	worker      int
 	course      tokenset.Course
 	engine      gpu.Engine
@@ -103,7 +106,7 @@ type teacher struct {
 type lane struct{ layer, partition int }
 
 func (l Lesson) open(ctx context.Context, worker int) (_ *teacher, err error) {
-	t := &teacher{Lesson: l, worker: worker, next: map[lane]place{}, ended: map[lane]ending{}}
+	t := &teacher{Lesson: l, taught: &taught{}, worker: worker, next: map[lane]place{}, ended: map[lane]ending{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())
@@ -207,7 +210,7 @@ func (t *teacher) teach(ctx context.Context, task *Task) error {
 		if err := t.wait(ctx, task); err != nil {
 			return err
 		}
-		b, layers, hidden, err := t.compute(ctx, p)
+		b, layers, hidden, err := t.timed(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -381,6 +384,7 @@ func (t *teacher) sideBySide(ctx context.Context, lanes []lane, do func(context.
 func (t *teacher) sendLane(ctx context.Context, l lane, p portion, b gpu.Batch, hidden []float32) error {
 	var values, keys [][]byte
 	width := b.Length * t.Sink.Dim
+	began := time.Now()
 	for i, x := range p.rows {
 		if x.partition != l.partition || x.before(t.next[l]) {
 			continue
@@ -396,9 +400,12 @@ func (t *teacher) sendLane(ctx context.Context, l lane, p portion, b gpu.Batch, 
 		}
 		values, keys = append(values, value), append(keys, activation.Key(x.id))
 	}
+	since(&t.taught.encoding, began)
+	defer since(&t.taught.writing, time.Now())
 	if err := t.sink.write(ctx, activation.Topic(t.Sink.Run, l.layer), l.partition, values, keys); err != nil {
 		return err // a request that was given up may still be read from
 	}
+	t.taught.sent(values, b.Length)
 	for _, v := range values {
 		spare.Put(&v)
 	}
