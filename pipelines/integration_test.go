@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/scavenge/scavenge/infra"
+	"github.com/scavenge/scavenge/schemas/activation"
 	"github.com/scavenge/scavenge/schemas/tokenizer"
+	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
 // jobService is the address of a Beam runner's job service, from the
@@ -160,6 +163,69 @@ func TestTeachOverAJobServer(t *testing.T) {
 			if r.SequenceID != want[i] {
 				t.Fatalf("partition %d: record %d is sequence %d, want %d", p, i, r.SequenceID, want[i])
 			}
+		}
+	}
+}
+
+// A growing token set is followed over the portable protocol until an interrupt,
+// and its stream is ended by workers in processes of their own, which know of it
+// by its folder and the topics alone.
+func TestTeachFollowsOverAJobServer(t *testing.T) {
+	pool := os.Getenv("SCAVENGE_BEAM_POOL")
+	if pool == "" {
+		t.Fatal("SCAVENGE_BEAM_POOL is not set: host:port of a pool of Beam workers")
+	}
+	command := build(t, "./teach")
+	o, more := growingInputs(t, 5)
+	b, err := infra.StartBroker(infra.BrokerOptions{Dir: o.Data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	args := []string{"--dataset", o.Dataset, "--teacher", o.Teacher, "--topic", o.Topic, "--dtype", o.DType, "--seed", fmt.Sprint(o.Seed), "--partitions", "2", "--workers", "2",
+		"--brokers", b.Addr(), "--runner", "universal", "--endpoint", jobService(t)}
+	follow := exec.Command(command, append(args, "--follow", "--environment_type", "LOOPBACK")...)
+	waits := 0
+	follow.Stderr = &told{use: func(line string) {
+		t.Log(line)
+		if strings.Contains(line, "waiting for ") {
+			if waits++; waits == 1 {
+				more(8)
+			} else if waits == 2 {
+				follow.Process.Signal(os.Interrupt)
+			}
+		}
+	}}
+	if err := follow.Run(); err == nil || follow.ProcessState.ExitCode() != 1 || waits != 2 {
+		t.Fatalf("it waited %d times and ended with %v, want the exit status of an interrupt", waits, err)
+	}
+	more(3)
+	for range 2 {
+		if out, err := exec.Command(command, append(args, "--environment_type", "EXTERNAL", "--environment_config", pool)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	series, err := tokenset.OpenSeries(o.Dataset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range 2 {
+		var want, got []int64
+		for epoch := range int64(3) {
+			for _, id := range series.Order(tokenset.Train, o.Seed, epoch) {
+				if activation.Partition(id, 2) == p {
+					want = append(want, id)
+				}
+			}
+		}
+		for _, r := range taught(t, o, p) {
+			got = append(got, r.SequenceID)
+		}
+		if e := ends(t, o, p); !slices.Equal(got, want) || len(e) != 4 || !strings.HasPrefix(e[3], "end of stream 2: ") {
+			t.Errorf("partition %d: sequences %v, want %v; ends %q", p, got, want, e)
 		}
 	}
 }
