@@ -147,6 +147,9 @@ func killedAt(t *testing.T, l Lesson, write int64, answer bool) bool {
 		t.Fatal(err)
 	}
 	defer teacher.close()
+	if teacher.sink.tls != nil {
+		t.Skip("what is written inside TLS is not seen here")
+	}
 	k := &killer{kill: cancel, answer: answer}
 	k.left.Store(write)
 	teacher.sink.dial = k.dial
