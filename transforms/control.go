@@ -2,6 +2,7 @@ package transforms
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -29,6 +30,18 @@ func (t *teacher) lackControl(p portion) []lane {
 		lanes = append(lanes, l)
 	}
 	return lanes
+}
+
+// sayUnended tells of a lane that holds more than this command was to send, and
+// whose stream has not ended: a trainer that waits for its end waits in vain.
+func (t *teacher) sayUnended(p portion, task *Task) {
+	for _, l := range t.lanes(t.Sink.Layers) {
+		if _, ended := t.ended[l]; !ended && p.control == activation.EndOfStream && p.at.before(t.next[l]) {
+			task.Say(fmt.Sprintf("topic %s: partition %d holds more than is to be sent, and its stream has not ended: the command that went so far ends it (more --epochs or --sequences)",
+				activation.Topic(t.Sink.Run, l.layer), l.partition))
+			return
+		}
+	}
 }
 
 // sendControl writes a portion's control record to lanes.

@@ -224,3 +224,28 @@ func TestEndlessTopicsHaveToKeepEverything(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A lane that was given more than is to be sent now, and no end, is told of.
+func TestUnendedStreamIsToldOf(t *testing.T) {
+	l := lesson(t, broker(t), 1)
+	l.Sink.Layers = []int{1}
+	partly(t, l, activation.EndOfEpoch)
+	launch := NewLaunch(t.Context())
+	defer launch.Close()
+	var said []string
+	launch.Notice = func(s string) { said = append(said, s) }
+	topic := activation.Topic(l.Sink.Run, 1)
+	for _, c := range []struct {
+		sequences int64
+		told      bool
+	}{{45, true}, {60, false}, {45, false}} { // 60 ends it
+		said = nil
+		if err := (&teachFn{Lesson: l.upTo(c.sequences), Launch: launch.ID}).ProcessElement(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if told := len(said) == 1 && strings.HasPrefix(said[0], "topic "+topic+": partition 0 holds more"); told != c.told || len(said) > 1 {
+			t.Errorf("%d sequences: it said %q", c.sequences, said)
+		}
+	}
+	complete(t, l)
+}

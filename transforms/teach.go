@@ -198,6 +198,7 @@ func (t *teacher) teach(ctx context.Context, task *Task) error {
 	err := t.walk(ctx, task, func(p portion) error {
 		task.Advance(p.skipped, p.skipped*int64(t.Sink.Length))
 		if p.control != 0 {
+			t.sayUnended(p, task)
 			lanes := t.lackControl(p)
 			if len(lanes) == 0 {
 				return ctx.Err()
