@@ -85,11 +85,12 @@ func (c *card) making(w io.Writer) {
 // sources lists the inputs.
 func (c *card) sources(w io.Writer) {
 	inputs := c.set.Manifest.Inputs
-	var bytes int64
+	var files, bytes int64
 	for _, in := range inputs {
+		files += max(1, in.Files)
 		bytes += in.Bytes
 	}
-	fmt.Fprintf(w, "\n## Sources\n\n%d files of %d bytes in all.\n\n| file | bytes | sha256 |\n|---|---:|---|\n", len(inputs), bytes)
+	fmt.Fprintf(w, "\n## Sources\n\n%d files of %d bytes in all.\n\n| file | bytes | sha256 |\n|---|---:|---|\n", files, bytes)
 	for _, in := range inputs[:min(len(inputs), listed)] {
 		fmt.Fprintf(w, "| %s | %d | %.16s |\n", strings.ReplaceAll(in.Name, "|", `\|`), in.Bytes, in.SHA256)
 	}

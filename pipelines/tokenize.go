@@ -4,14 +4,14 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/apache/beam/sdks/v2/go/pkg/beam"
 
 	"github.com/scavenge/scavenge/schemas/report"
+	"github.com/scavenge/scavenge/schemas/store"
+	_ "github.com/scavenge/scavenge/schemas/store/cloud" // s3:// and gs://
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
 )
@@ -31,27 +31,38 @@ func Tokenize(ctx context.Context, o TokenizeOptions) error {
 		return err
 	}
 	o.setDefaults()
-	r, err := o.recipe()
+	r, err := o.recipe(ctx)
 	if err != nil {
 		return err
 	}
-	if st, err := os.Stat(r.Dir); err == nil && !st.IsDir() {
+	if i, err := store.Stat(ctx, r.Dir); err == nil && !i.Folder {
 		return fmt.Errorf("token set %s: a file of this name is there", o.Output)
 	}
 	w := &workplace{o: o, r: r}
-	if names := o.files(); len(names) > 0 { // before any folder is made
-		if w.groups, err = transforms.Plan(names, o.GroupBytes); err != nil {
-			return err
-		}
+	if w.inputs, err = transforms.List(ctx, o.files(), o.GroupBytes); err != nil { // before any folder is made
+		return interrupted(ctx, err)
 	}
-	if err := w.open(ctx); err != nil {
-		return err
+	defer w.inputs.Close()
+	held, err := w.open(ctx)
+	if err != nil {
+		return interrupted(ctx, err)
 	}
-	whole, err := w.prepare()
+	whole, err := w.prepare(held)
 	if err == nil && !whole {
-		err = w.run(ctx)
+		err = w.run(held)
 	}
-	return w.close(err)
+	if ctx.Err() == nil && held.Err() != nil { // what comes of it is not the cause
+		err = context.Cause(held)
+	}
+	return w.close(interrupted(ctx, err))
+}
+
+// interrupted is the error of something that ctx may have cut short.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ErrInterrupted
+	}
+	return err
 }
 
 // files is the inputs without standard input.
@@ -60,18 +71,18 @@ func (o TokenizeOptions) files() []string {
 }
 
 // recipe checks the tokenizer and makes paths absolute.
-func (o TokenizeOptions) recipe() (r transforms.Recipe, err error) {
-	t, err := transforms.LoadTokenizer(o.Tokenizer)
+func (o TokenizeOptions) recipe(ctx context.Context) (r transforms.Recipe, err error) {
+	t, err := transforms.LoadTokenizer(ctx, o.Tokenizer)
 	if err != nil {
 		return r, err
 	}
 	r = transforms.Recipe{Fingerprint: t.Fingerprint(), Vocab: t.Vocab(), SeqLen: o.SeqLen, Seed: o.Seed, Documents: o.Documents, Validation: o.Validation,
-		Deduplicate: o.Deduplicate, Sequences: o.Sequences, Subsets: o.Subsets, ShardTokens: o.ShardTokens, RunTokens: o.RunTokens,
+		Deduplicate: o.Deduplicate, Sequences: o.Sequences, Subsets: o.Subsets, ShardTokens: o.ShardTokens, RunTokens: o.RunTokens, InputName: strings.Join(o.Inputs, ","),
 		Rules: transforms.Rules{Clean: o.Clean, MaxDocument: o.MaxDocument, Skip: o.OnBad == transforms.OnBadSkip}}
-	if r.Tokenizer, err = filepath.Abs(o.Tokenizer); err != nil {
+	if r.Tokenizer, err = store.Abs(o.Tokenizer); err != nil {
 		return r, err
 	}
-	r.Dir, err = filepath.Abs(o.Output)
+	r.Dir, err = store.Abs(o.Output)
 	return r, err
 }
 

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
-	"strings"
 
-	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
 )
@@ -21,46 +21,59 @@ import (
 type workplace struct {
 	o      TokenizeOptions
 	r      transforms.Recipe
-	groups []transforms.Group
+	inputs *transforms.Listing
 	unlock func() error
 }
 
 func (w *workplace) work(name string) string {
-	return filepath.Join(w.r.Dir, transforms.WorkFolder, name)
+	return store.Join(w.r.Dir, transforms.WorkFolder, name)
 }
 
-// open takes the folder for this process and reads standard input into it: a
-// stream comes once, and may have to be read twice.
-func (w *workplace) open(ctx context.Context) (err error) {
-	if err := os.MkdirAll(w.work(""), 0o777); err != nil {
-		return fmt.Errorf("token set: %w", err)
+// lock is the file that the folder's lock is. A lease must outlast the work
+// folder.
+func (w *workplace) lock() string {
+	if store.Remote(w.r.Dir) {
+		return store.Join(w.r.Dir, ".lock")
 	}
-	if w.unlock, err = durable.Lock(w.work("lock")); err != nil {
-		return fmt.Errorf("token set: %w", err)
+	return w.work("lock")
+}
+
+// open takes the folder for this process, for as long as the context that it
+// returns lasts, and reads standard input into it: a stream comes once, and may
+// have to be read twice.
+func (w *workplace) open(ctx context.Context) (held context.Context, err error) {
+	if err := store.MkdirAll(w.work("")); err != nil {
+		return nil, fmt.Errorf("token set: %w", err)
+	}
+	notice := func(s string) { fmt.Fprintf(w.o.Log, "token set %s: %s\n", w.o.Output, s) }
+	if held, w.unlock, err = store.Lock(ctx, w.lock(), notice); err != nil {
+		return nil, fmt.Errorf("token set: %w", err)
 	}
 	for _, dir := range []string{w.r.Dir, w.work("")} {
-		if err := durable.Sweep(dir); err != nil {
-			return w.close(fmt.Errorf("token set %s: %w", w.o.Output, err))
+		if err := store.Sweep(held, dir); err != nil {
+			return nil, w.close(fmt.Errorf("token set %s: %w", w.o.Output, err))
 		}
 	}
-	if names := w.o.files(); len(names) < len(w.o.Inputs) {
-		if err := w.spool(ctx); err != nil {
-			return w.close(fmt.Errorf("standard input: %w", err))
+	if len(w.o.files()) < len(w.o.Inputs) {
+		err := w.spool(held)
+		if err == nil {
+			err = w.inputs.AddFile(held, w.work("stdin"), "standard input")
 		}
-		if w.groups, err = transforms.Plan(append(names, w.work("stdin")), w.o.GroupBytes); err != nil {
-			return w.close(err)
+		if err != nil {
+			return nil, w.close(fmt.Errorf("standard input: %w", err))
 		}
 	}
-	w.r.Groups = len(w.groups)
-	for i := range w.groups {
-		for j := range w.groups[i].Pieces {
-			if p := &w.groups[i].Pieces[j]; p.Path == w.work("stdin") {
-				p.Name = "standard input"
-			}
+	for g, err := range w.inputs.Groups() {
+		if err != nil {
+			return nil, w.close(err)
 		}
-		w.r.InputBytes += w.groups[i].Bytes()
+		w.r.Groups++
+		w.r.InputBytes += g.Bytes()
 	}
-	return nil
+	if w.r.Groups == 0 {
+		return nil, w.close(transforms.ErrNoInput)
+	}
+	return held, nil
 }
 
 // spool copies standard input to the work folder. What is there already stays
@@ -68,7 +81,7 @@ func (w *workplace) open(ctx context.Context) (err error) {
 func (w *workplace) spool(ctx context.Context) error {
 	path := w.work("stdin")
 	h, before := sha256.New(), sha256.New()
-	f, err := durable.Create(path)
+	f, err := store.Create(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -79,7 +92,7 @@ func (w *workplace) spool(ctx context.Context) error {
 		}
 		return err
 	}
-	if old, err := os.Open(path); err == nil {
+	if old, err := store.Open(ctx, path); err == nil {
 		_, err = io.Copy(before, old)
 		if old.Close(); err == nil && slices.Equal(h.Sum(nil), before.Sum(nil)) {
 			f.Abort()
@@ -104,12 +117,22 @@ func (r *interruptible) Read(b []byte) (int, error) {
 // close lets go of the folder. After an error nothing is left of a run that
 // had not got anywhere.
 func (w *workplace) close(err error) error {
-	left, _ := filepath.Glob(filepath.Join(strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(w.work("")), "scanned-*"))
-	if err == nil || len(left) == 0 {
-		if e := os.RemoveAll(w.work("")); err == nil && e != nil {
+	ctx := context.Background()
+	keep := false
+	if err != nil {
+		for i, e := range store.List(ctx, w.work("")) {
+			if keep = keep || e != nil || matches("scanned-*", i); keep {
+				break
+			}
+		}
+	}
+	if !keep {
+		if e := store.RemoveAll(ctx, w.work("")); err == nil && e != nil {
 			err = fmt.Errorf("token set %s: %w", w.o.Output, e)
 		}
-		os.Remove(w.r.Dir) // only a folder that nothing came into
+		if !store.Remote(w.r.Dir) {
+			os.Remove(w.r.Dir) // only a folder that nothing came into
+		}
 	}
 	if w.unlock != nil {
 		w.unlock()
@@ -117,16 +140,22 @@ func (w *workplace) close(err error) error {
 	return err
 }
 
+// matches says whether a file's name matches a pattern.
+func matches(pattern string, i store.Info) bool {
+	ok, _ := path.Match(pattern, store.Base(i.Path))
+	return ok
+}
+
 // prepare looks at what is there and says whether that is all: it refuses or
 // removes what other inputs or options made, and writes the plan down.
-func (w *workplace) prepare() (whole bool, err error) {
-	other, whole, err := w.finished()
+func (w *workplace) prepare(ctx context.Context) (whole bool, err error) {
+	other, whole, err := w.finished(ctx)
 	if err != nil || whole {
 		return whole, err
 	}
 	resumes := false
 	if other == "" {
-		if other, resumes, err = w.unfinished(); err != nil {
+		if other, resumes, err = w.unfinished(ctx); err != nil {
 			return false, err
 		}
 	}
@@ -134,23 +163,21 @@ func (w *workplace) prepare() (whole bool, err error) {
 		return false, fmt.Errorf("token set %s: already there, with other %s: name another --output, or --overwrite it", w.o.Output, other)
 	}
 	if resumes {
-		return false, w.sweepRuns()
+		return false, w.sweepRuns(ctx)
 	}
-	if err := os.Remove(filepath.Join(w.r.Dir, tokenset.ManifestFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := store.Remove(ctx, store.Join(w.r.Dir, tokenset.ManifestFile)); err != nil {
 		return false, fmt.Errorf("token set: %w", err)
 	}
-	if err := w.r.RemoveShards(); err != nil {
+	if err := w.r.RemoveShards(ctx); err != nil {
 		return false, err
 	}
-	for _, pattern := range []string{"plan.json", "scanned-*", "gathered.json", "outline.json", "group-*", "run-*"} {
-		if err := w.remove(pattern, nil); err != nil {
-			return false, err
-		}
-	}
-	if err := w.r.SaveGroups(w.groups); err != nil {
+	if err := w.remove(ctx, []string{"plan.json", "scanned-*", "gathered.json", "outline.json", "group-*", "run-*"}, nil); err != nil {
 		return false, err
 	}
-	err = durable.WriteFile(w.work("plan.json"), func(out io.Writer) error { return json.NewEncoder(out).Encode(w.plan()) })
+	if err := w.r.SaveGroups(ctx, w.inputs.Groups()); err != nil {
+		return false, err
+	}
+	err = store.WriteFile(ctx, w.work("plan.json"), func(out io.Writer) error { return json.NewEncoder(out).Encode(w.plan()) })
 	if err != nil {
 		return false, fmt.Errorf("token set: %w", err)
 	}
@@ -163,12 +190,12 @@ type plan struct {
 	Groups   int
 }
 
-func (w *workplace) plan() plan { return plan{w.r.Settings(), len(w.groups)} }
+func (w *workplace) plan() plan { return plan{w.r.Settings(), w.r.Groups} }
 
 // unfinished says what of an unfinished run in the folder is not as this one,
 // or that this one goes on with it.
-func (w *workplace) unfinished() (other string, resumes bool, err error) {
-	data, err := os.ReadFile(w.work("plan.json"))
+func (w *workplace) unfinished(ctx context.Context) (other string, resumes bool, err error) {
+	data, err := store.ReadFile(ctx, w.work("plan.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return "", false, nil
 	} else if err != nil {
@@ -181,54 +208,59 @@ func (w *workplace) unfinished() (other string, resumes bool, err error) {
 	if other = difference(p.Settings, w.r.Settings()); other != "" {
 		return other, false, nil
 	}
-	groups, err := w.r.LoadGroups(p.Groups)
-	if err != nil {
-		return "", false, err
-	}
-	have := map[string]transforms.Piece{}
-	for _, g := range groups {
-		for _, p := range g.Pieces {
-			have[fmt.Sprint(p.Path, p.Start)] = p
+	other, err = otherPieces(transforms.Pieces(w.r.SavedGroups(ctx, p.Groups)), transforms.Pieces(w.inputs.Groups()))
+	return other, other == "" && err == nil, err
+}
+
+// otherPieces names the first file of which two plans, sorted by path, do not
+// have the same pieces.
+func otherPieces(have, want iter.Seq2[transforms.Piece, error]) (other string, err error) {
+	next, stop := iter.Pull2(have)
+	defer stop()
+	for p, err := range want {
+		if err != nil {
+			return "", err
+		}
+		h, err, ok := next()
+		if err != nil {
+			return "", err
+		}
+		if ok && h.Path < p.Path {
+			return "input: without " + h.Path, nil
+		}
+		h.Name, p.Name = "", ""
+		if !ok || h != p {
+			return "input: " + p.Path + " is new or was changed", nil
 		}
 	}
-	for _, g := range w.groups {
-		for _, p := range g.Pieces {
-			key := fmt.Sprint(p.Path, p.Start)
-			h, ok := have[key]
-			h.Name, p.Name = "", ""
-			if !ok || h != p {
-				return "input: " + p.Path + " is new or was changed", false, nil
-			}
-			delete(have, key)
-		}
+	h, err, ok := next()
+	if ok && err == nil {
+		other = "input: without " + h.Path
 	}
-	for _, p := range have {
-		return "input: without " + p.Path, false, nil
-	}
-	return "", true, nil
+	return other, err
 }
 
 // sweepRuns removes the runs that no finished group counts.
-func (w *workplace) sweepRuns() error {
+func (w *workplace) sweepRuns(ctx context.Context) error {
 	keep := map[string]bool{}
-	for i := range w.groups {
-		for _, name := range w.r.RunsOf(i) {
+	for i := range w.r.Groups {
+		for _, name := range w.r.RunsOf(ctx, i) {
 			keep[name] = true
 		}
 	}
-	return w.remove("run-*", keep)
+	return w.remove(ctx, []string{"run-*"}, keep)
 }
 
-func (w *workplace) remove(pattern string, keep map[string]bool) error {
-	list, err := os.ReadDir(w.work(""))
-	if err != nil {
-		return fmt.Errorf("token set: %w", err)
-	}
-	for _, e := range list {
-		if ok, _ := filepath.Match(pattern, e.Name()); ok && !keep[e.Name()] {
-			if err := os.Remove(w.work(e.Name())); err != nil {
-				return fmt.Errorf("token set: %w", err)
+// remove removes from the work folder what matches one of the patterns.
+func (w *workplace) remove(ctx context.Context, patterns []string, keep map[string]bool) error {
+	for i, err := range store.List(ctx, w.work("")) {
+		for _, pattern := range patterns {
+			if err == nil && matches(pattern, i) && !keep[store.Base(i.Path)] {
+				err = store.Remove(ctx, i.Path)
 			}
+		}
+		if err != nil {
+			return fmt.Errorf("token set: %w", err)
 		}
 	}
 	return nil

@@ -33,6 +33,9 @@ const (
 	formParquet = "a Parquet file" // read, but not out of an archive
 )
 
+// parquetMagic begins a Parquet file.
+const parquetMagic = "PAR1"
+
 // headBytes is how much of a file tells its form.
 const headBytes = 512
 
@@ -40,7 +43,7 @@ var forms = []struct {
 	at          int
 	magic, name string
 }{
-	{0, "\x1F\x8B", formGzip}, {0, "\x28\xB5\x2F\xFD", formZstd}, {0, "\xFD7zXZ\x00", formXZ}, {257, "ustar", formTar}, {0, "PAR1", formParquet},
+	{0, "\x1F\x8B", formGzip}, {0, "\x28\xB5\x2F\xFD", formZstd}, {0, "\xFD7zXZ\x00", formXZ}, {257, "ustar", formTar}, {0, parquetMagic, formParquet},
 	{0, "PK\x03\x04", "a zip archive"}, {0, "7z\xBC\xAF\x27\x1C", "a 7z archive"}, {0, "\x04\x22\x4D\x18", "an lz4 archive"},
 	{0, "\xFF\xFE", "UTF-16 text"}, {0, "\xFE\xFF", "UTF-16 text"}, {0, "%PDF-", "a PDF file"},
 }
@@ -287,6 +290,15 @@ func (t *tail) Read(b []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// compressedName says whether a name is that of something compressed.
+func compressedName(name string) bool {
+	switch strings.ToLower(path.Ext(filepath.ToSlash(name))) {
+	case ".gz", ".zst", ".zstd", ".xz", ".bz2", ".tar", ".tgz", ".txz", ".parquet":
+		return true
+	}
+	return false
 }
 
 // layout is what a file's name says of its layout.

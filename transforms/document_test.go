@@ -211,7 +211,7 @@ func TestAnErrorOfTheReceiverIsNotSkipped(t *testing.T) {
 	full := errors.New("no space left on device")
 	for name, content := range map[string]string{"a.jsonl": "{\"text\": \"a\"}", "a.txt.gz": gzipped("a"), "a.tar.xz": xzipped(tarred("a.txt", "a")),
 		"b.tar": tarred("a.xz", xzipped(tarred("a.txt", "a"))), "a.parquet": parquetOf("a")} {
-		groups, err := Plan([]string{put(t, name, content)}, 0)
+		groups, err := planned([]string{put(t, name, content)}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,19 +14,20 @@ var errEnough = errors.New("enough")
 // file, until about limit bytes of text were
 // yielded or yield says stop. One document at a time is in memory.
 func Documents(ctx context.Context, globs []string, limit int64, yield func(text string) bool) error {
-	groups, err := Plan(globs, 0)
+	l, err := List(ctx, globs, 0)
 	if err != nil {
 		return err
 	}
-	for _, g := range groups {
-		for _, p := range g.Pieces {
-			_, err := p.read(ctx, &yielding{limit: &limit, yield: yield}, Rules{}, new(tokenset.Omitted))
-			if errors.Is(err, errEnough) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
+	defer l.Close()
+	for p, err := range Pieces(l.Groups()) {
+		if err == nil {
+			_, err = p.read(ctx, &yielding{limit: &limit, yield: yield}, Rules{}, new(tokenset.Omitted))
+		}
+		if errors.Is(err, errEnough) {
+			return nil
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

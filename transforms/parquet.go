@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/parquet-go/parquet-go"
 )
@@ -15,8 +14,9 @@ const textColumn = "text"
 
 // parquet reads the column `text` of the row groups that begin in the piece, a
 // page at a time. A row group that is damaged gives no documents: it is read
-// once to see that it is whole, which costs little beside the encoding.
-func (in *reading) parquet(ctx context.Context, f *os.File, p Piece) error {
+// once to see that it is whole, which costs little beside the encoding. told is
+// how much of the file was told to have been read before.
+func (in *reading) parquet(ctx context.Context, f io.ReaderAt, p Piece, told int64) error {
 	pf, err := openParquet(f, p.Size)
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (in *reading) parquet(ctx context.Context, f *os.File, p Piece) error {
 		}
 		row += rows
 	}
-	in.to.read(p.End - p.Start)
+	in.to.read(max(0, p.End-p.Start-told))
 	return ctx.Err()
 }
 

@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
@@ -35,7 +37,30 @@ type Piece struct {
 	Layout string
 	// Modified is when the file was last written to, in nanoseconds since 1970.
 	Modified int64
+	Version  string `json:",omitempty"` // of an object: it is read as it was
 }
+
+// open opens the piece's file, if it is the one that was listed.
+func (p Piece) open(ctx context.Context) (store.File, error) {
+	if store.Remote(p.Path) {
+		return store.OpenVersion(ctx, store.Info{Path: p.Path, Size: p.Size, Modified: p.Modified, Version: p.Version})
+	}
+	f, err := store.Open(ctx, p.Path)
+	if err != nil {
+		return nil, err
+	}
+	i, err := f.Info()
+	if err == nil && (i.Size != p.Size || i.Modified != p.Modified) {
+		err = fmt.Errorf("%w, %d bytes then and %d now", errRewritten, p.Size, i.Size)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+var errRewritten = errors.New("it was written to since this run was planned")
 
 // whole says that the piece is all of its file.
 func (p Piece) whole() bool { return p.Start == 0 && p.End == p.Size }
@@ -61,35 +86,43 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 			err = fmt.Errorf("input %s: %w", p.Name, plain(err))
 		}
 	}()
-	f, err := os.Open(p.Path)
+	f, err := p.open(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil {
-		return "", err
-	} else if st.Size() != p.Size || st.ModTime().UnixNano() != p.Modified {
-		return "", fmt.Errorf("it was written to since this run was planned, %d bytes then and %d now", p.Size, st.Size())
-	}
 	src := &source{ctx: ctx, f: f, to: to, left: p.End - p.Start}
 	in := &reading{name: p.Name, rules: rules, to: to, omitted: omitted, input: &src.bytes, part: p}
 	if p.whole() {
 		src.hash = sha256.New()
 	}
-	if p.Layout == layoutParquet {
-		if p.whole() {
-			if _, err := io.Copy(src.hash, f); err != nil {
-				return "", err
-			}
-		}
-		err = in.parquet(ctx, f, p)
-	} else {
+	if p.Layout != layoutParquet {
 		if _, err := f.Seek(max(0, p.Start-1), io.SeekStart); err != nil {
 			return "", err
 		}
-		r := bufio.NewReaderSize(src, readBuffer)
-		if err = in.stream(r, "", p.Layout); err == nil && p.whole() {
+		r := bufio.NewReaderSize(src, int(min(readBuffer, max(p.Size+1, headBytes))))
+		if head, _ := r.Peek(len(parquetMagic)); p.whole() && string(head) == parquetMagic {
+			p.Layout = layoutParquet // a small one, which was not looked into before
+			src.hash.Reset()
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				return "", err
+			}
+		} else if err = in.stream(r, "", p.Layout); err == nil && p.whole() {
 			_, err = io.Copy(io.Discard, r) // the hash is over the whole file
+		}
+	}
+	if p.Layout == layoutParquet && src.err == nil {
+		if store.Remote(p.Path) { // only what is used is fetched, and so there is no hash
+			if err = in.parquet(ctx, &watched{f, src}, p, src.bytes); err == nil {
+				return "", nil
+			}
+		} else {
+			if p.whole() {
+				if _, err := io.Copy(src.hash, f); err != nil {
+					return "", err
+				}
+			}
+			err = in.parquet(ctx, f, p, src.bytes)
 		}
 	}
 	if src.err != nil { // the disk, or a cancellation: the archive is not to blame
@@ -104,7 +137,7 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 // source reads the file, hashes it, and tells how much was read.
 type source struct {
 	ctx   context.Context
-	f     *os.File
+	f     io.Reader
 	hash  hash.Hash // nil for a part of a file
 	to    gatherer
 	left  int64 // of the piece: what is read beyond it is another piece's progress
@@ -127,6 +160,20 @@ func (s *source) Read(b []byte) (int, error) {
 	}
 	if err != nil && err != io.EOF {
 		s.err = err
+	}
+	return n, err
+}
+
+// watched tells what went wrong with an object's bucket from damage in it.
+type watched struct {
+	io.ReaderAt
+	src *source
+}
+
+func (w *watched) ReadAt(b []byte, at int64) (int, error) {
+	n, err := w.ReaderAt.ReadAt(b, at)
+	if err != nil && err != io.EOF && !errors.Is(err, fs.ErrInvalid) {
+		w.src.err = err
 	}
 	return n, err
 }
@@ -217,6 +264,9 @@ var byteOrderMark = []byte("\uFEFF")
 
 // plain takes the path out of errors that name it again.
 func plain(err error) error {
+	if errors.Is(err, store.ErrChanged) {
+		return errRewritten
+	}
 	var path *os.PathError
 	if errors.As(err, &path) {
 		return path.Err

@@ -41,7 +41,7 @@ func put(t testing.TB, name, content string) string {
 // readAll plans one file and reads all its pieces in order.
 func readAll(t testing.TB, path string, groupBytes int64, rules Rules) (c collector, omitted tokenset.Omitted, err error) {
 	t.Helper()
-	groups, err := Plan([]string{path}, groupBytes)
+	groups, err := planned([]string{path}, groupBytes)
 	if err != nil {
 		return c, omitted, err
 	}
@@ -197,7 +197,7 @@ func TestPiecesOfAFileHoldEachLineOnce(t *testing.T) {
 
 func TestAFileThatGrowsIsAnError(t *testing.T) {
 	path := put(t, "a.txt", "text")
-	groups, err := Plan([]string{path}, 0)
+	groups, err := planned([]string{path}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

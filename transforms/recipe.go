@@ -7,9 +7,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"path/filepath"
 	"strings"
 
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 
@@ -32,9 +32,10 @@ type Recipe struct {
 	ShardTokens int64 // about how many go into a shard
 
 	// What the token set does not depend on.
-	Groups     int   // that the input is read in
-	RunTokens  int   // of a run; 0: DefaultRunTokens
-	InputBytes int64 // in all
+	Groups     int    // that the input is read in
+	RunTokens  int    // of a run; 0: DefaultRunTokens
+	InputBytes int64  // in all
+	InputName  string // as the user named it
 }
 
 // Subset asks for a random part of the train split, of at least so many tokens.
@@ -92,7 +93,7 @@ func (r Recipe) hash(corpus string) string {
 // WorkFolder is what a token set's folder holds until it is whole.
 const WorkFolder = ".work"
 
-func (r Recipe) work(name string) string { return filepath.Join(r.Dir, WorkFolder, name) }
+func (r Recipe) work(name string) string { return store.Join(r.Dir, WorkFolder, name) }
 
 // A document's id is the first half of its text's sha256: equal texts are one
 // document, wherever they came from.

@@ -5,10 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"os"
+	"iter"
 	"reflect"
 	"runtime"
 	"sync"
@@ -16,7 +15,7 @@ import (
 	"github.com/apache/beam/sdks/v2/go/pkg/beam"
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/register"
 
-	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenizer"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
@@ -95,12 +94,12 @@ func (s *step) begin(ctx context.Context) (_ context.Context, task *Task, end fu
 	}
 }
 
-func saveJSON(path string, v any) error {
-	return durable.WriteFile(path, func(w io.Writer) error { return json.NewEncoder(w).Encode(v) })
+func saveJSON(ctx context.Context, path string, v any) error {
+	return store.WriteFile(ctx, path, func(w io.Writer) error { return json.NewEncoder(w).Encode(v) })
 }
 
-func loadJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
+func loadJSON(ctx context.Context, path string, v any) error {
+	data, err := store.ReadFile(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -111,24 +110,34 @@ func loadJSON(path string, v any) error {
 }
 
 // SaveGroups writes the groups down for the workers.
-func (r Recipe) SaveGroups(groups []Group) error {
-	for i, g := range groups {
-		if err := saveJSON(r.groupPath(i), g); err != nil {
+func (r Recipe) SaveGroups(ctx context.Context, groups iter.Seq2[Group, error]) error {
+	i := 0
+	for g, err := range groups {
+		if err == nil {
+			err = saveJSON(ctx, r.groupPath(i), g)
+		}
+		if err != nil {
 			return fmt.Errorf("token set: %w", err)
 		}
+		i++
 	}
 	return nil
 }
 
-// LoadGroups reads them back.
-func (r Recipe) LoadGroups(n int) (groups []Group, err error) {
-	groups = make([]Group, n)
-	for i := range groups {
-		if err := loadJSON(r.groupPath(i), &groups[i]); err != nil {
-			return nil, fmt.Errorf("token set: %w", err)
+// SavedGroups reads the first n of them back, one at a time.
+func (r Recipe) SavedGroups(ctx context.Context, n int) iter.Seq2[Group, error] {
+	return func(yield func(Group, error) bool) {
+		for i := range n {
+			var g Group
+			err := loadJSON(ctx, r.groupPath(i), &g)
+			if err != nil {
+				err = fmt.Errorf("token set: %w", err)
+			}
+			if !yield(g, err) || err != nil {
+				return
+			}
 		}
 	}
-	return groups, nil
 }
 
 func (r Recipe) groupPath(i int) string { return r.work(fmt.Sprintf("group-%05d.json", i)) }
@@ -138,8 +147,8 @@ var tokenizers sync.Map
 
 // LoadTokenizer reads a tokenizer.json that can end documents. The DoFns in
 // this process need not read it again.
-func LoadTokenizer(path string) (*tokenizer.Tokenizer, error) {
-	data, err := os.ReadFile(path)
+func LoadTokenizer(ctx context.Context, path string) (*tokenizer.Tokenizer, error) {
+	data, err := store.ReadFile(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("tokenizer: %w", err)
 	}
@@ -158,11 +167,11 @@ func LoadTokenizer(path string) (*tokenizer.Tokenizer, error) {
 	return t, nil
 }
 
-func loadTokenizer(path, fingerprint string) (*tokenizer.Tokenizer, error) {
+func loadTokenizer(ctx context.Context, path, fingerprint string) (*tokenizer.Tokenizer, error) {
 	if t, ok := tokenizers.Load(fingerprint); ok {
 		return t.(*tokenizer.Tokenizer), nil
 	}
-	t, err := LoadTokenizer(path)
+	t, err := LoadTokenizer(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +185,7 @@ func loadTokenizer(path, fingerprint string) (*tokenizer.Tokenizer, error) {
 type scannedFn struct{ step }
 
 func (fn *scannedFn) ProcessElement(ctx context.Context, _ int, each func(*int) bool, emit func(int)) (err error) {
-	_, task := fn.Launch.Begin(ctx)
+	ctx, task := fn.Launch.Begin(ctx)
 	defer task.End(&err)
 	done := make([]bool, fn.Recipe.Groups)
 	var i int
@@ -194,13 +203,13 @@ func (fn *scannedFn) ProcessElement(ctx context.Context, _ int, each func(*int) 
 	var all gathered
 	for i := range fn.Recipe.Groups {
 		var s scanned
-		if err := loadJSON(fn.Recipe.scannedPath(i), &s); err != nil {
+		if err := loadJSON(ctx, fn.Recipe.scannedPath(i), &s); err != nil {
 			return fmt.Errorf("token set: %w", err)
 		}
 		all.Runs = append(all.Runs, s.Runs...)
 		all.Omitted.Merge(&s.Omitted)
 	}
-	if err := saveJSON(fn.Recipe.gatheredPath(), all); err != nil {
+	if err := saveJSON(ctx, fn.Recipe.gatheredPath(), all); err != nil {
 		return err
 	}
 	for i := range surveys {
@@ -217,8 +226,8 @@ type gathered struct {
 
 func (r Recipe) gatheredPath() string { return r.work("gathered.json") }
 
-func (r Recipe) gathered() (g gathered, err error) {
-	if err := loadJSON(r.gatheredPath(), &g); err != nil {
+func (r Recipe) gathered(ctx context.Context) (g gathered, err error) {
+	if err := loadJSON(ctx, r.gatheredPath(), &g); err != nil {
 		return g, fmt.Errorf("token set: %w", err)
 	}
 	return g, nil
@@ -252,14 +261,4 @@ func report(emit func(Result), index int, v any) error {
 		emit(Result{Index: index, JSON: data})
 	}
 	return err
-}
-
-func removeAll(names ...string) error {
-	var errs []error
-	for _, name := range names {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -5,8 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenizer"
 	"github.com/scavenge/scavenge/schemas/tokenrun"
 	"github.com/scavenge/scavenge/schemas/tokenset"
@@ -39,10 +39,10 @@ func (fn *scanFn) ProcessElement(ctx context.Context, i int, emit func(int)) (er
 	}
 	defer end(&err)
 	var g Group
-	if err := loadJSON(fn.Recipe.groupPath(i), &g); err != nil {
+	if err := loadJSON(ctx, fn.Recipe.groupPath(i), &g); err != nil {
 		return err
 	}
-	if s, ok := fn.Recipe.finishedScan(i); ok {
+	if s, ok := fn.Recipe.finishedScan(ctx, i); ok {
 		task.Advance(g.Bytes(), s.Tokens)
 	} else if err := fn.Recipe.scan(ctx, i, g, task); err != nil {
 		return err
@@ -52,8 +52,8 @@ func (fn *scanFn) ProcessElement(ctx context.Context, i int, emit func(int)) (er
 }
 
 // finishedScan is a group that was read, and whose runs are whole.
-func (r Recipe) finishedScan(i int) (s scanned, ok bool) {
-	if loadJSON(r.scannedPath(i), &s) != nil {
+func (r Recipe) finishedScan(ctx context.Context, i int) (s scanned, ok bool) {
+	if loadJSON(ctx, r.scannedPath(i), &s) != nil {
 		return s, false
 	}
 	for _, name := range s.Runs {
@@ -70,9 +70,9 @@ func (r Recipe) finishedScan(i int) (s scanned, ok bool) {
 }
 
 // RunsOf lists the runs of a group that was read.
-func (r Recipe) RunsOf(i int) []string {
+func (r Recipe) RunsOf(ctx context.Context, i int) []string {
 	var s scanned
-	if loadJSON(r.scannedPath(i), &s) != nil {
+	if loadJSON(ctx, r.scannedPath(i), &s) != nil {
 		return nil
 	}
 	return s.Runs
@@ -84,7 +84,7 @@ func (r Recipe) RunsOf(i int) []string {
 func (r Recipe) scan(ctx context.Context, index int, g Group, task *Task) error {
 	leftOut := map[int]*badDocument{}
 	for {
-		s := &scan{recipe: r, index: index, task: task, leftOut: leftOut}
+		s := &scan{ctx: ctx, recipe: r, index: index, task: task, leftOut: leftOut}
 		again, err := s.group(ctx, g)
 		if err != nil || again {
 			s.remove()
@@ -101,6 +101,7 @@ func (r Recipe) scan(ctx context.Context, index int, g Group, task *Task) error 
 
 // A scan turns documents into runs.
 type scan struct {
+	ctx     context.Context // of this group's reading
 	recipe  Recipe
 	index   int
 	task    *Task
@@ -116,7 +117,7 @@ type scan struct {
 var builders = make(chan *tokenrun.Builder, cap(working))
 
 func (s *scan) group(ctx context.Context, g Group) (again bool, err error) {
-	if s.tok, err = loadTokenizer(s.recipe.Tokenizer, s.recipe.Fingerprint); err != nil {
+	if s.tok, err = loadTokenizer(ctx, s.recipe.Tokenizer, s.recipe.Fingerprint); err != nil {
 		return false, err
 	}
 	s.end, _ = s.tok.EndOfText()
@@ -160,7 +161,7 @@ func (s *scan) group(ctx context.Context, g Group) (again bool, err error) {
 			return false, err
 		}
 	}
-	return false, saveJSON(s.recipe.scannedPath(s.index), s.out)
+	return false, saveJSON(ctx, s.recipe.scannedPath(s.index), s.out)
 }
 
 func (s *scan) read(bytes int64) { s.task.Advance(bytes, 0) }
@@ -199,6 +200,6 @@ func (s *scan) write() error {
 // remove removes the runs of a scan that came to nothing.
 func (s *scan) remove() {
 	for _, name := range s.out.Runs {
-		os.Remove(s.recipe.work(name))
+		store.Remove(context.WithoutCancel(s.ctx), s.recipe.work(name))
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenrun"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
@@ -37,11 +37,11 @@ func (fn *surveyFn) ProcessElement(ctx context.Context, i int, emit func(Result)
 		return err
 	}
 	defer end(&err)
-	g, err := fn.Recipe.gathered()
+	g, err := fn.Recipe.gathered(ctx)
 	if err != nil {
 		return err
 	}
-	m, err := fn.Recipe.openRuns(g.Runs)
+	m, err := fn.Recipe.openRuns(ctx, g.Runs)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ type merged struct {
 	docs []tokenrun.Doc
 }
 
-func (r Recipe) openRuns(names []string) (*merged, error) {
+func (r Recipe) openRuns(ctx context.Context, names []string) (*merged, error) {
 	m := &merged{}
 	for _, name := range names {
 		run, err := tokenrun.Open(r.work(name))
@@ -157,17 +157,17 @@ func (r Recipe) outlinePath() string { return r.work("outline.json") }
 type layOutFn struct{ step }
 
 func (fn *layOutFn) ProcessElement(ctx context.Context, _ int, each func(*Result) bool, emit func(int)) (err error) {
-	_, task := fn.Launch.Begin(ctx)
+	ctx, task := fn.Launch.Begin(ctx)
 	defer task.End(&err)
 	all, err := results[surveyed](fn.Recipe.Dir, surveys, each)
 	if err != nil {
 		return err
 	}
-	o, err := fn.Recipe.layOut(all)
+	o, err := fn.Recipe.layOut(ctx, all)
 	if err != nil {
 		return err
 	}
-	if err := saveJSON(fn.Recipe.outlinePath(), o); err != nil {
+	if err := saveJSON(ctx, fn.Recipe.outlinePath(), o); err != nil {
 		return err
 	}
 	for i := range o.Shards {
@@ -176,8 +176,8 @@ func (fn *layOutFn) ProcessElement(ctx context.Context, _ int, each func(*Result
 	return nil
 }
 
-func (r Recipe) layOut(all []surveyed) (o outline, err error) {
-	g, err := r.gathered()
+func (r Recipe) layOut(ctx context.Context, all []surveyed) (o outline, err error) {
+	g, err := r.gathered(ctx)
 	if err != nil {
 		return o, err
 	}
@@ -201,7 +201,7 @@ func (r Recipe) layOut(all []surveyed) (o outline, err error) {
 		if train.Docs+validation.Docs == 0 {
 			err = fmt.Errorf("token set %s: the input has no text, or the sample none of it%s", r.Dir, g.note())
 		}
-		return o, errors.Join(err, os.RemoveAll(r.work("")))
+		return o, errors.Join(err, store.RemoveAll(ctx, r.work("")))
 	}
 	if r.Sequences > train.Rows {
 		return o, fmt.Errorf("token set %s: --sample %d: the train split has %d sequences of %d tokens", r.Dir, r.Sequences, train.Rows, r.SeqLen)

@@ -4,10 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"sort"
-	"strings"
 
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenrun"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
@@ -32,13 +31,13 @@ func (fn *writeFn) ProcessElement(ctx context.Context, i int, emit func(Result))
 	}
 	defer end(&err)
 	var o outline
-	if err := loadJSON(fn.Recipe.outlinePath(), &o); err != nil {
+	if err := loadJSON(ctx, fn.Recipe.outlinePath(), &o); err != nil {
 		return err
 	}
 	if i < 0 || i >= len(o.Shards) {
 		return fmt.Errorf("token set %s: shard %d of %d", fn.Recipe.Dir, i, len(o.Shards))
 	}
-	shard, ok := fn.Recipe.finishedShard(&o, i)
+	shard, ok := fn.Recipe.finishedShard(ctx, &o, i)
 	if !ok {
 		w := &shardWriter{recipe: fn.Recipe, outline: &o, plan: o.Shards[i]}
 		if shard, err = w.write(ctx); err != nil {
@@ -55,12 +54,12 @@ func (fn *writeFn) ProcessElement(ctx context.Context, i int, emit func(Result))
 }
 
 func (r Recipe) shardPath(p shardPlan) string {
-	return filepath.Join(r.Dir, tokenset.ShardName(p.Split, p.Index, p.Of))
+	return store.Join(r.Dir, tokenset.ShardName(p.Split, p.Index, p.Of))
 }
 
 // finishedShard is a shard that is there already, from the same recipe and the
 // same documents.
-func (r Recipe) finishedShard(o *outline, i int) (shard tokenset.Shard, ok bool) {
+func (r Recipe) finishedShard(ctx context.Context, o *outline, i int) (shard tokenset.Shard, ok bool) {
 	shard, notes, err := tokenset.Describe(r.shardPath(o.Shards[i]))
 	var n note
 	return shard, err == nil && json.Unmarshal([]byte(notes[noteKey]), &n) == nil && n == note{o.Recipe, o.Shards[i]}
@@ -95,7 +94,7 @@ func (w *shardWriter) write(ctx context.Context) (shard tokenset.Shard, err erro
 	}
 	defer w.out.Abort()
 	w.out.Note(noteKey, string(data))
-	m, err := r.openRuns(o.Runs)
+	m, err := r.openRuns(ctx, o.Runs)
 	if err != nil {
 		return shard, err
 	}
@@ -173,21 +172,21 @@ func (w *shardWriter) selected(row int64) bool {
 type completeFn struct{ step }
 
 func (fn *completeFn) ProcessElement(ctx context.Context, _ int, each func(*Result) bool) (err error) {
-	_, task := fn.Launch.Begin(ctx)
+	ctx, task := fn.Launch.Begin(ctx)
 	defer task.End(&err)
 	var o outline
-	if err := loadJSON(fn.Recipe.outlinePath(), &o); err != nil {
+	if err := loadJSON(ctx, fn.Recipe.outlinePath(), &o); err != nil {
 		return err
 	}
 	shards, err := results[tokenset.Shard](fn.Recipe.Dir, len(o.Shards), each)
 	if err != nil {
 		return err
 	}
-	return fn.Recipe.complete(&o, shards)
+	return fn.Recipe.complete(ctx, &o, shards)
 }
 
-func (r Recipe) complete(o *outline, shards []tokenset.Shard) error {
-	tok, err := loadTokenizer(r.Tokenizer, r.Fingerprint)
+func (r Recipe) complete(ctx context.Context, o *outline, shards []tokenset.Shard) error {
+	tok, err := loadTokenizer(ctx, r.Tokenizer, r.Fingerprint)
 	if err != nil {
 		return err
 	}
@@ -220,64 +219,41 @@ func (r Recipe) complete(o *outline, shards []tokenset.Shard) error {
 		}
 		m.Subsets = append(m.Subsets, s)
 	}
-	g, err := r.gathered()
+	g, err := r.gathered(ctx)
 	if err != nil {
 		return err
 	}
 	if g.Omitted.Empty != 0 || g.Omitted.Total() != 0 {
 		m.Omitted = &g.Omitted
 	}
-	if m.Inputs, err = r.inputs(); err != nil {
+	if m.Inputs, err = r.inputs(ctx); err != nil {
 		return err
 	}
 	return tokenset.WriteManifest(r.Dir, m)
 }
 
-// inputs lists the files that were read.
-func (r Recipe) inputs() (list []tokenset.Input, err error) {
-	groups, err := r.LoadGroups(r.Groups)
-	if err != nil {
-		return nil, err
-	}
-	for i, g := range groups {
-		var s scanned
-		if err := loadJSON(r.scannedPath(i), &s); err != nil {
-			return nil, err
-		}
-		if len(s.Sums) != len(g.Pieces) {
-			return nil, fmt.Errorf("token set %s: group %d has %d pieces, %d were read", r.Dir, i, len(g.Pieces), len(s.Sums))
-		}
-		for j, p := range g.Pieces {
-			if p.Start == 0 {
-				list = append(list, tokenset.Input{Name: p.Name, Bytes: p.Size, SHA256: s.Sums[j]})
-			}
-		}
-	}
-	return list, nil
-}
-
 // RemoveShards removes the shards that this program wrote from a set's folder:
 // readers of Parquet take all files that match train-*. A file of such a name
 // that it did not write is an error.
-func (r Recipe) RemoveShards() error {
-	for _, s := range []tokenset.Split{tokenset.Train, tokenset.Validation} {
-		names, err := filepath.Glob(filepath.Join(globQuote(r.Dir), string(s)+"-?????-of-?????.parquet"))
+func (r Recipe) RemoveShards(ctx context.Context) error {
+	var names []string
+	for i, err := range store.List(ctx, r.Dir) {
 		if err != nil {
 			return fmt.Errorf("token set %s: %w", r.Dir, err)
 		}
-		for _, name := range names {
-			if _, notes, err := tokenset.Describe(name); err != nil || notes[noteKey] == "" {
-				return fmt.Errorf("token set %s: %s is there, which this program did not write: name another --output, or remove it", r.Dir, filepath.Base(name))
-			}
+		if tokenset.IsShardName(store.Base(i.Path)) {
+			names = append(names, i.Path)
 		}
-		if err := removeAll(names...); err != nil {
+	}
+	for _, name := range names {
+		if _, notes, err := tokenset.Describe(name); err != nil || notes[noteKey] == "" {
+			return fmt.Errorf("token set %s: %s is there, which this program did not write: name another --output, or remove it", r.Dir, store.Base(name))
+		}
+	}
+	for _, name := range names {
+		if err := store.Remove(ctx, name); err != nil {
 			return fmt.Errorf("token set %s: %w", r.Dir, err)
 		}
 	}
 	return nil
-}
-
-// globQuote makes a path match only itself in a glob.
-func globQuote(path string) string {
-	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
 }

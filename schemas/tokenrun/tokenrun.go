@@ -18,14 +18,14 @@ package tokenrun
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"os"
 	"slices"
 
-	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // Buckets is how many parts the keys are divided into.
@@ -140,7 +140,7 @@ func (b *Builder) Reset() {
 // Write makes a run of what was added, and lets go of it.
 func (b *Builder) Write(path string) error {
 	slices.SortFunc(b.docs, Compare)
-	err := durable.WriteFile(path, func(w io.Writer) error {
+	err := store.WriteFile(context.Background(), path, func(w io.Writer) error {
 		for i := range b.docs {
 			if err := b.copyTokens(w, &b.docs[i]); err != nil {
 				return err
@@ -203,7 +203,7 @@ func putEntry(e []byte, d *Doc) {
 // A Run is open for reading. Its methods may be called from several
 // goroutines.
 type Run struct {
-	f     *os.File
+	f     store.File
 	name  string
 	width int
 	size  int64 // of the tokens, bytes
@@ -212,7 +212,7 @@ type Run struct {
 
 // Open opens a run. Verify checks its entries.
 func Open(path string) (*Run, error) {
-	f, err := os.Open(path)
+	f, err := store.Open(context.Background(), path)
 	if err != nil {
 		return nil, fmt.Errorf("run: %w", err)
 	}
@@ -225,15 +225,16 @@ func Open(path string) (*Run, error) {
 }
 
 func (r *Run) readFooter() error {
-	st, err := r.f.Stat()
+	info, err := r.f.Info()
 	if err != nil {
 		return err
 	}
+	size := info.Size
 	footer := make([]byte, footerSize)
-	if st.Size() < int64(footerSize) {
-		return fmt.Errorf("%d bytes: truncated", st.Size())
+	if size < int64(footerSize) {
+		return fmt.Errorf("%d bytes: truncated", size)
 	}
-	if _, err := r.f.ReadAt(footer, st.Size()-int64(footerSize)); err != nil {
+	if _, err := r.f.ReadAt(footer, size-int64(footerSize)); err != nil {
 		return err
 	}
 	if string(footer[tableSize+8:]) != magic {
@@ -248,9 +249,9 @@ func (r *Run) readFooter() error {
 	}
 	r.width = int(binary.LittleEndian.Uint32(footer[tableSize:]))
 	last := r.table[Buckets]
-	if r.width != 2 && r.width != 4 || last.entries > uint64(st.Size()) || last.tokens > uint64(st.Size()) ||
-		last.tokens*uint64(r.width)+last.entries*entrySize+uint64(footerSize) != uint64(st.Size()) {
-		return fmt.Errorf("damaged: %d bytes for %d documents and %d tokens of %d bytes", st.Size(), last.entries, last.tokens, r.width)
+	if r.width != 2 && r.width != 4 || last.entries > uint64(size) || last.tokens > uint64(size) ||
+		last.tokens*uint64(r.width)+last.entries*entrySize+uint64(footerSize) != uint64(size) {
+		return fmt.Errorf("damaged: %d bytes for %d documents and %d tokens of %d bytes", size, last.entries, last.tokens, r.width)
 	}
 	r.size = int64(last.tokens) * int64(r.width)
 	return nil

@@ -1,6 +1,7 @@
 package tokenset
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -10,7 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // ManifestFile is written last: a folder that has it is whole.
@@ -44,11 +45,14 @@ type Tokenizer struct {
 	EndOfText int32  `json:"end_of_text"`
 }
 
-// Input is a file that was read.
+// Input is a file that was read or, where they were many, all of them.
 type Input struct {
-	Name   string `json:"name"`
-	Bytes  int64  `json:"bytes"`
-	SHA256 string `json:"sha256,omitempty"`
+	Name    string `json:"name"`
+	Bytes   int64  `json:"bytes"`
+	SHA256  string `json:"sha256,omitempty"`  // of its content; of many files, over a line each: name, bytes, version or sha256
+	Version string `json:"version,omitempty"` // of an object: its ETag or generation
+	Files   int64  `json:"files,omitempty"`   // 0: this is one
+	Names   string `json:"names,omitempty"`   // of many files: sha256 over a line each: name, bytes
 }
 
 // Shard is one Parquet file.
@@ -261,7 +265,7 @@ func WriteManifest(dir string, m *Manifest) error {
 	if err != nil {
 		return fmt.Errorf("token set %s: %w", dir, err)
 	}
-	return durable.WriteFile(filepath.Join(dir, ManifestFile), func(w io.Writer) error {
+	return store.WriteFile(context.Background(), store.Join(dir, ManifestFile), func(w io.Writer) error {
 		_, err := w.Write(append(data, '\n'))
 		return err
 	})
@@ -269,20 +273,42 @@ func WriteManifest(dir string, m *Manifest) error {
 
 // sizes tells a shard that is missing or cut short, without reading it.
 func sizes(dir string, m *Manifest) error {
+	size := func(name string) (int64, error) {
+		st, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			return 0, err
+		}
+		return st.Size(), nil
+	}
+	if store.Remote(dir) { // one list, and not a question for each
+		there := map[string]int64{}
+		for i, err := range store.List(context.Background(), dir) {
+			if err != nil {
+				return err
+			}
+			there[store.Base(i.Path)] = i.Size
+		}
+		size = func(name string) (int64, error) {
+			if n, ok := there[name]; ok {
+				return n, nil
+			}
+			return 0, os.ErrNotExist
+		}
+	}
 	for _, split := range []Split{Train, Validation} {
 		c := m.Splits[split]
 		if c == nil {
 			continue
 		}
 		for _, s := range c.Shards {
-			st, err := os.Stat(filepath.Join(dir, s.Name))
+			bytes, err := size(s.Name)
 			if errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("shard %s is missing", s.Name)
 			} else if err != nil {
 				return fmt.Errorf("shard %s: %w", s.Name, err)
 			}
-			if st.Size() != s.Bytes {
-				return fmt.Errorf("shard %s: %d bytes, the manifest says %d: truncated, or of another run", s.Name, st.Size(), s.Bytes)
+			if bytes != s.Bytes {
+				return fmt.Errorf("shard %s: %d bytes, the manifest says %d: truncated, or of another run", s.Name, bytes, s.Bytes)
 			}
 		}
 	}

@@ -10,18 +10,19 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 
 	"github.com/parquet-go/parquet-go/encoding/thrift"
 	"github.com/parquet-go/parquet-go/format"
+
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // A paged shard is read a sequence at a time, from where it lies in the file.
 // What it keeps in memory is where the pages are.
 type paged struct {
-	f     *os.File // closed when nothing refers to it any more
+	f     shardFile // closed when nothing refers to it any more
 	name  string
 	rows  int64
 	l     layout
@@ -43,7 +44,7 @@ func openPaged(path string, want Shard, seqLen, vocab int) (p *paged, err error)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := openShard(path, want)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +64,7 @@ func openPaged(path string, want Shard, seqLen, vocab int) (p *paged, err error)
 	if err != nil {
 		return nil, fmt.Errorf("its index: %w", err)
 	}
-	return &paged{f: f, name: filepath.Base(path), rows: want.Rows, l: l, pages: pages}, nil
+	return &paged{f: f, name: store.Base(path), rows: want.Rows, l: l, pages: pages}, nil
 }
 
 // parseIndex finds the pages of a shard in its index, which begins at byte

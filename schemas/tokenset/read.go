@@ -6,16 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/parquet-go/parquet-go"
+
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // readShard reads a shard's tokens, rows · seqLen of them.
 func readShard(path string, want Shard, shard, seqLen, vocab int) ([]int32, error) {
-	f, err := os.Open(path)
+	f, err := openShard(path, want)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +34,7 @@ func readShard(path string, want Shard, shard, seqLen, vocab int) ([]int32, erro
 	return tokens, err
 }
 
-func checksum(f *os.File) (sum string, size int64, err error) {
+func checksum(f io.Reader) (sum string, size int64, err error) {
 	h := sha256.New()
 	if size, err = io.Copy(h, f); err != nil {
 		return "", 0, err
@@ -195,7 +195,7 @@ func appendTokens(tokens []int32, p parquet.Page, want, seqLen, vocab int) ([]in
 // Describe reads the manifest's line of a finished shard from the file itself,
 // and the notes that its writer left.
 func Describe(path string) (Shard, map[string]string, error) {
-	f, err := os.Open(path)
+	f, err := openShard(path, Shard{})
 	if err != nil {
 		return Shard{}, nil, fmt.Errorf("token set: %w", err)
 	}
@@ -204,7 +204,7 @@ func Describe(path string) (Shard, map[string]string, error) {
 	if err != nil {
 		return Shard{}, nil, fmt.Errorf("token set: %w", err)
 	}
-	info := Shard{Name: filepath.Base(path), Bytes: size, SHA256: sum}
+	info := Shard{Name: store.Base(path), Bytes: size, SHA256: sum}
 	pf, err := openParquet(f, size)
 	if err != nil {
 		return Shard{}, nil, fmt.Errorf("token set: %s: %w", path, err)

@@ -1,13 +1,15 @@
 package tokenset
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sort"
 	"sync"
+
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // Course is what is visited epoch after epoch: one token set again and again,
@@ -59,16 +61,18 @@ func PartName(n int64) string { return fmt.Sprintf("part-%05d", n) }
 
 // OpenSeries opens a growing token set, which has a first part at least.
 func OpenSeries(dir string) (*Series, error) {
-	if _, err := os.Stat(filepath.Join(dir, ManifestFile)); err == nil {
+	if whole, err := isWhole(dir); err != nil {
+		return nil, fmt.Errorf("token set %s: %w", dir, err)
+	} else if whole {
 		return nil, fmt.Errorf("token set %s: it is whole and does not grow: name a folder whose token sets are %s, %s, …", dir, PartName(0), PartName(1))
 	}
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+	if !folderExists(dir) {
 		return nil, fmt.Errorf("token set %s: no such folder", dir)
 	}
 	s := &Series{dir: dir, shards: []int64{0}}
 	first, err := s.Epoch(0)
 	if errors.Is(err, ErrNoPart) {
-		return nil, fmt.Errorf("token set %s: it has no %s yet: make it with pipelines/tokenize --output %s", dir, PartName(0), filepath.Join(dir, PartName(0)))
+		return nil, fmt.Errorf("token set %s: it has no %s yet: make it with pipelines/tokenize --output %s", dir, PartName(0), store.Join(dir, PartName(0)))
 	}
 	s.first = first
 	return s, err
@@ -109,8 +113,10 @@ func (s *Series) load(n int64) (*Set, error) {
 			return o.set, nil
 		}
 	}
-	dir := filepath.Join(s.dir, PartName(n))
-	if _, err := os.Stat(filepath.Join(dir, ManifestFile)); errors.Is(err, os.ErrNotExist) {
+	dir := store.Join(s.dir, PartName(n))
+	if whole, err := isWhole(dir); err != nil {
+		return nil, fmt.Errorf("token set %s: %w", dir, err)
+	} else if !whole {
 		return nil, fmt.Errorf("token set %s: %w", dir, ErrNoPart)
 	}
 	set, err := Open(dir)
@@ -131,6 +137,15 @@ func (s *Series) load(n int64) (*Set, error) {
 	}
 	s.open = append(s.open, opened{n, set})
 	return set, nil
+}
+
+// isWhole tells whether a folder has a manifest.
+func isWhole(dir string) (bool, error) {
+	_, err := store.Stat(context.Background(), store.Join(dir, ManifestFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Order is the canonical order of a part, which has to be there.

@@ -27,6 +27,7 @@ package tokenset
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -34,10 +35,11 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // Set is a whole token set, open for reading. Its methods may be called from
@@ -75,21 +77,21 @@ type loaded struct {
 	tokens []int32 // rows · seq_len
 }
 
-// Open opens the token set in a folder, or a subset of one, FOLDER#name. Shards
-// are opened when Sequence first needs them.
+// Open opens the token set in a folder, local or in a bucket, or a subset of
+// one, FOLDER#name. Shards are opened when Sequence first needs them.
 func Open(dir string) (*Set, error) {
 	if i := strings.LastIndexByte(dir, '#'); i >= 0 {
-		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) || store.Remote(dir) {
 			return openSubset(dir[:i], dir[i+1:])
 		}
 	}
-	data, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+	data, err := store.ReadFile(context.Background(), store.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
-		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		if !folderExists(dir) {
 			return nil, fmt.Errorf("token set %s: no such folder", dir)
 		}
-		if _, err := os.Stat(filepath.Join(dir, PartName(0))); err == nil {
-			return nil, fmt.Errorf("token set %s: %w, %s for instance", dir, ErrGrowing, filepath.Join(dir, PartName(0)))
+		if first := store.Join(dir, PartName(0)); folderExists(first) {
+			return nil, fmt.Errorf("token set %s: %w, %s for instance", dir, ErrGrowing, first)
 		}
 		return nil, fmt.Errorf("token set %s: not a whole token set: it has no %s", dir, ManifestFile)
 	} else if err != nil {
@@ -103,6 +105,18 @@ func Open(dir string) (*Set, error) {
 		return nil, fmt.Errorf("token set %s: %w", dir, err)
 	}
 	return &Set{Manifest: m, dir: dir, fingerprint: m.Fingerprint()}, nil
+}
+
+// folderExists says whether there is anything where a token set was looked for.
+func folderExists(dir string) bool {
+	if !store.Remote(dir) {
+		_, err := os.Stat(dir)
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	for _, err := range store.List(context.Background(), dir) {
+		return err == nil
+	}
+	return false
 }
 
 // openSubset opens a part of the train split, with the whole validation split.
@@ -235,7 +249,7 @@ func (s *Set) AppendSequence(dst []int32, split Split, id int64) ([]int32, error
 
 func (s *Set) info(p place) Shard { return s.Manifest.Splits[p.split].Shards[p.shard] }
 
-func (s *Set) path(p place) string { return filepath.Join(s.dir, s.info(p).Name) }
+func (s *Set) path(p place) string { return store.Join(s.dir, s.info(p).Name) }
 
 func (s *Set) wrap(p place, err error) error {
 	return fmt.Errorf("token set %s: shard %s: %w", s.dir, s.info(p).Name, err)

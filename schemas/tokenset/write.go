@@ -2,15 +2,16 @@ package tokenset
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"path/filepath"
+	"path"
 
-	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // ShardName is the name of a split's i-th shard of n.
@@ -18,10 +19,20 @@ func ShardName(split Split, i, n int) string {
 	return fmt.Sprintf("%s-%05d-of-%05d.parquet", split, i, n)
 }
 
+// IsShardName says whether a file's name is one that ShardName gives.
+func IsShardName(name string) bool {
+	for _, split := range []Split{Train, Validation} {
+		if ok, _ := path.Match(string(split)+"-?????-of-?????.parquet", name); ok {
+			return true
+		}
+	}
+	return false
+}
+
 // Writer writes one shard. The file has its name only after Close. It holds
 // one page in memory, and of the file's index 30 bytes a page.
 type Writer struct {
-	file  *durable.File
+	file  store.Upload
 	buf   *bufio.Writer
 	hash  hash.Hash
 	p     parquetWriter
@@ -43,11 +54,11 @@ func NewWriter(path string, shard, seqLen, vocab int) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("token set: %w", err)
 	}
-	f, err := durable.Create(path)
+	f, err := store.Create(context.Background(), path)
 	if err != nil {
 		return nil, fmt.Errorf("token set: %w", err)
 	}
-	w := &Writer{file: f, hash: sha256.New(), name: filepath.Base(path), first: ID(shard, 0), page: l.head(l.pageRows)}
+	w := &Writer{file: f, hash: sha256.New(), name: store.Base(path), first: ID(shard, 0), page: l.head(l.pageRows)}
 	w.head = len(w.page)
 	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.hash), 1<<16)
 	w.p = parquetWriter{w: w.buf, layout: l}
