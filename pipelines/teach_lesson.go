@@ -11,6 +11,7 @@ import (
 	"github.com/scavenge/scavenge/schemas/checkpoint"
 	"github.com/scavenge/scavenge/schemas/dtype"
 	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
 )
@@ -31,7 +32,7 @@ func (o TeachOptions) lesson() (l transforms.Lesson, w extent, err error) {
 	if l.Sink.Access, err = o.Absolute(); err != nil {
 		return l, w, err
 	}
-	if l.Dataset, err = filepath.Abs(o.Dataset); err != nil || o.tokensAlone() {
+	if l.Dataset, err = store.Abs(o.Dataset); err != nil || o.tokensAlone() {
 		return l, w, err
 	}
 	if l.Teacher, err = filepath.Abs(o.Teacher); err != nil {

@@ -35,6 +35,14 @@ func xzipped(t *testing.T, content []byte) []byte {
 	return b.Bytes()
 }
 
+func gzipOf(content string) string {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write([]byte(content))
+	w.Close()
+	return b.String()
+}
+
 type file struct {
 	name    string
 	content []byte
@@ -102,10 +110,6 @@ func layouts(t *testing.T, dir string, docs []string) map[string][]string {
 		}{doc})
 		put(fmt.Sprintf("folder/%d/%d.txt", i%7, i), []byte(doc))
 	}
-	var zipped bytes.Buffer
-	w := gzip.NewWriter(&zipped)
-	w.Write(plain.Bytes())
-	w.Close()
 	z, err := zstd.NewWriter(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +140,7 @@ func layouts(t *testing.T, dir string, docs []string) map[string][]string {
 		"the Hub's tar":             {put("urlsf_subset00.tar", tarred(t, subsets...))},
 		"the Hub's Parquet":         {filepath.Join(dir, "data/*.parquet")},
 		"JSON lines, zstd":          {put("pile.jsonl.zst", z.EncodeAll(pile.Bytes(), nil))},
-		"JSON lines, gzip":          {put("a.jsonl.gz", zipped.Bytes())},
+		"JSON lines, gzip":          {put("a.jsonl.gz", []byte(gzipOf(plain.String())))},
 		"JSON lines, xz":            {put("a.jsonl.xz", xzipped(t, plain.Bytes()))},
 		"JSON lines in two files":   {filepath.Join(dir, "lines")},
 		"plain files in folders":    {filepath.Join(dir, "folder")},

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
+	"github.com/scavenge/scavenge/schemas/store/storetest"
 	"github.com/scavenge/scavenge/schemas/tokenizer"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
@@ -306,7 +308,12 @@ func killed(dir string, n int64) {
 			select {}
 		}
 	}
-	if err := Tokenize(context.Background(), corpus{dir: dir}.options(fmt.Sprint("killed-", n))); err != nil {
+	o := corpus{dir: dir}.options(fmt.Sprint("killed-", n))
+	if store.Remote(dir) { // the server ends it
+		durable.Fault = nil
+		o = corpus{dir: dir}.inCloud(&storetest.Server{Root: dir}, fmt.Sprint("killed-", n))
+	}
+	if err := Tokenize(context.Background(), o); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/scavenge/scavenge/gpu"
 	"github.com/scavenge/scavenge/schemas/checkpoint"
+	_ "github.com/scavenge/scavenge/schemas/store/cloud" // token sets in s3:// and gs://
 	"github.com/scavenge/scavenge/schemas/tokenset"
 )
 

@@ -12,12 +12,13 @@ package tokenizer
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
-	"os"
 	"unicode/utf8"
 
 	"github.com/scavenge/scavenge/schemas/durable"
+	"github.com/scavenge/scavenge/schemas/store"
 )
 
 // EndOfText is the content of the token between documents.
@@ -40,7 +41,7 @@ type Tokenizer struct {
 
 // Load reads a tokenizer.json.
 func Load(path string) (*Tokenizer, error) {
-	data, err := os.ReadFile(path)
+	data, err := store.ReadFile(context.Background(), path)
 	if err != nil {
 		return nil, fmt.Errorf("tokenizer: %w", err)
 	}

@@ -63,6 +63,14 @@ func (b *gsBucket) explain(err error) error {
 	return fmt.Errorf("status %d: %s", api.Code, strings.Join(strings.Fields(api.Message), " "))
 }
 
+// writing is explain for an upload, where only a bucket can be missing.
+func (b *gsBucket) writing(err error) error {
+	if err = b.explain(err); errors.Is(err, fs.ErrNotExist) {
+		return noBucket(b.name)
+	}
+	return err
+}
+
 func infoOf(a *storage.ObjectAttrs) store.Info {
 	return store.Info{Path: a.Name, Size: a.Size, Modified: a.Updated.UnixNano(), Version: strconv.FormatInt(a.Generation, 10)}
 }
@@ -157,10 +165,10 @@ func (b *gsBucket) Swap(ctx context.Context, name, version string, data []byte) 
 	w.ChunkSize = min(chunkBytes, (len(data)/googleapi.MinUploadChunkSize+1)*googleapi.MinUploadChunkSize)
 	if _, err := w.Write(data); err != nil {
 		w.Close()
-		return "", b.explain(err)
+		return "", b.writing(err)
 	}
 	if err := w.Close(); err != nil {
-		return "", b.explain(err)
+		return "", b.writing(err)
 	}
 	return strconv.FormatInt(w.Attrs().Generation, 10), nil
 }
@@ -191,12 +199,12 @@ func (b *gsBucket) Create(ctx context.Context, name string) (store.Upload, error
 
 func (u *gsUpload) Write(p []byte) (int, error) {
 	n, err := u.Writer.Write(p)
-	return n, u.bucket.explain(err)
+	return n, u.bucket.writing(err)
 }
 
 func (u *gsUpload) Commit() error {
 	defer u.cancel()
-	return u.bucket.explain(u.Writer.Close())
+	return u.bucket.writing(u.Writer.Close())
 }
 
 func (u *gsUpload) Abort() {

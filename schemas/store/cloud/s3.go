@@ -14,7 +14,6 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 
 	"github.com/scavenge/scavenge/schemas/store"
@@ -178,18 +177,17 @@ func (b *s3Bucket) Remove(ctx context.Context, name string) error {
 	return err
 }
 
+// Sweep cleans up where it may: not every server lists uploads, nor every
+// account may.
 func (b *s3Bucket) Sweep(ctx context.Context, prefix string) error {
 	for pages := s3.NewListMultipartUploadsPaginator(b.client, &s3.ListMultipartUploadsInput{Bucket: &b.name, Prefix: &prefix}); pages.HasMorePages(); {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return b.explain(ctx, err)
+			return ctx.Err()
 		}
 		for _, u := range page.Uploads {
 			if _, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.name, Key: u.Key, UploadId: u.UploadId}); err != nil {
-				var gone *types.NoSuchUpload
-				if !errors.As(err, &gone) {
-					return b.explain(ctx, err)
-				}
+				return ctx.Err()
 			}
 		}
 	}
