@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/scavenge/scavenge/schemas/store"
 	"github.com/scavenge/scavenge/schemas/tokenrun"
 	"github.com/scavenge/scavenge/schemas/tokenset"
@@ -41,7 +43,7 @@ func (fn *surveyFn) ProcessElement(ctx context.Context, i int, emit func(Result)
 	if err != nil {
 		return err
 	}
-	m, err := fn.Recipe.openRuns(ctx, g.Runs)
+	m, err := fn.Recipe.openRuns(g.Runs)
 	if err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func (fn *surveyFn) ProcessElement(ctx context.Context, i int, emit func(Result)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		docs, err := m.bucket(b)
+		docs, err := m.bucket(b, false)
 		if err != nil {
 			return err
 		}
@@ -89,31 +91,60 @@ func (r Recipe) duplicate(docs []tokenrun.Doc, i int) bool {
 
 // merged is all runs, open together.
 type merged struct {
-	runs []*tokenrun.Run
-	docs []tokenrun.Doc
+	runs   []*tokenrun.Run
+	remote bool
+	docs   []tokenrun.Doc
 }
 
-func (r Recipe) openRuns(ctx context.Context, names []string) (*merged, error) {
-	m := &merged{}
-	for _, name := range names {
-		run, err := tokenrun.Open(r.work(name))
-		if err != nil {
-			m.close()
-			return nil, err
-		}
-		m.runs = append(m.runs, run)
+// fetches is how many runs in a bucket are asked at once: what takes time there
+// is the answer's way.
+const fetches = 16
+
+func (r Recipe) openRuns(names []string) (*merged, error) {
+	m := &merged{runs: make([]*tokenrun.Run, len(names)), remote: store.Remote(r.Dir)}
+	err := m.each(func(i int) (err error) {
+		m.runs[i], err = tokenrun.Open(r.work(names[i]))
+		return err
+	})
+	if err != nil {
+		m.close()
+		return nil, err
 	}
 	return m, nil
 }
 
+// each calls do for every run, for several at once where they are remote.
+func (m *merged) each(do func(i int) error) error {
+	var g errgroup.Group
+	g.SetLimit(fetches)
+	for i := range m.runs {
+		if !m.remote {
+			if err := do(i); err != nil {
+				return err
+			}
+			continue
+		}
+		g.Go(func() error { return do(i) })
+	}
+	return g.Wait()
+}
+
 func (m *merged) close() {
 	for _, r := range m.runs {
-		r.Close()
+		if r != nil {
+			r.Close()
+		}
 	}
 }
 
 // bucket is all runs' documents of a bucket, sorted; valid until the next call.
-func (m *merged) bucket(b int) (docs []tokenrun.Doc, err error) {
+// tokens says that theirs will be read.
+func (m *merged) bucket(b int, tokens bool) (docs []tokenrun.Doc, err error) {
+	if m.remote {
+		if err := m.each(func(i int) error { return m.runs[i].Prefetch(b, tokens) }); err != nil {
+			return nil, err
+		}
+	}
 	m.docs = m.docs[:0]
 	for _, r := range m.runs {
 		if m.docs, err = r.AppendDocs(m.docs, b); err != nil {

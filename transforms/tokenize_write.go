@@ -94,7 +94,7 @@ func (w *shardWriter) write(ctx context.Context) (shard tokenset.Shard, err erro
 	}
 	defer w.out.Abort()
 	w.out.Note(noteKey, string(data))
-	m, err := r.openRuns(ctx, o.Runs)
+	m, err := r.openRuns(o.Runs)
 	if err != nil {
 		return shard, err
 	}
@@ -105,7 +105,7 @@ func (w *shardWriter) write(ctx context.Context) (shard tokenset.Shard, err erro
 		if err := ctx.Err(); err != nil {
 			return shard, err
 		}
-		docs, err := m.bucket(b)
+		docs, err := m.bucket(b, true)
 		if err != nil {
 			return shard, err
 		}

@@ -166,8 +166,8 @@ const (
 	stall = time.Minute
 )
 
-// pause is how long the first pause between tries is; each is twice as long.
-var pause = 200 * time.Millisecond
+// Pause is how long the first pause between tries is; each is twice as long.
+var Pause = 200 * time.Millisecond
 
 // persist tries again what failed in a way that may pass.
 func (o *object) persist(try func() error) error {
@@ -175,7 +175,7 @@ func (o *object) persist(try func() error) error {
 	for i := range tries {
 		if i > 0 {
 			select {
-			case <-time.After(pause << (i - 1)):
+			case <-time.After(Pause << (i - 1)):
 			case <-o.ctx.Done():
 			}
 		}
@@ -205,6 +205,23 @@ const (
 	firstWindow = 64 << 10
 	lastWindow  = 1 << 20
 )
+
+// Prefetch reads a part of an object that ReadAt will want next, in one
+// request. It does nothing for a local file, or for a part that is there or too
+// large to keep: ReadAt finds those by itself.
+func Prefetch(f File, at, size int64) error {
+	o, ok := f.(*object)
+	if !ok || size <= 0 || size > lastWindow {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if w := o.windowAt(at); w != nil && at+size <= w.from+int64(len(w.data)) {
+		return nil
+	}
+	_, err := o.load(at, size)
+	return err
+}
 
 // ReadAt reads at an offset. Where calls go forward through the object it
 // reads ahead, more each time.

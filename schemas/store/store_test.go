@@ -207,7 +207,8 @@ func TestAListOfManyPagesIsWhole(t *testing.T) {
 
 // remotely runs a test in buckets, where nothing waits long.
 func remotely(t *testing.T, test func(t *testing.T, s *storetest.Server)) {
-	store.Hurry(t)
+	defer func(d time.Duration) { store.Pause = d }(store.Pause)
+	store.Pause = time.Millisecond
 	t.Run("s3", func(t *testing.T) { test(t, storetest.S3(t)) })
 	t.Run("gs", func(t *testing.T) { test(t, storetest.GS(t)) })
 }

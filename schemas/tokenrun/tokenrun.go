@@ -24,6 +24,8 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/scavenge/scavenge/schemas/store"
 )
@@ -212,6 +214,9 @@ type Run struct {
 
 // Open opens a run. Verify checks its entries.
 func Open(path string) (*Run, error) {
+	if r, err := opened(path); r != nil || err != nil {
+		return r, err
+	}
 	f, err := store.Open(context.Background(), path)
 	if err != nil {
 		return nil, fmt.Errorf("run: %w", err)
@@ -221,6 +226,7 @@ func Open(path string) (*Run, error) {
 		f.Close()
 		return nil, fmt.Errorf("run %s: %w: remove it, and the same command makes it again", path, err)
 	}
+	r.keep()
 	return r, nil
 }
 
@@ -319,4 +325,51 @@ func (d *Doc) AppendTokens(dst []int32, from, to uint32, buf *[]byte) ([]int32, 
 		}
 	}
 	return dst, nil
+}
+
+// known has the remote runs that this process has opened: each task opens all
+// runs, and a footer is two requests. A run's name is never used again.
+var (
+	known   sync.Map // path → *Run, closed
+	knownOf atomic.Int64
+)
+
+const maxKnown = 1 << 14 // of 16 KB each
+
+func (r *Run) keep() {
+	if store.Remote(r.name) && knownOf.Add(1) <= maxKnown {
+		closed := *r
+		known.Store(r.name, &closed)
+	}
+}
+
+// opened opens a run whose footer is known.
+func opened(path string) (*Run, error) {
+	k, ok := known.Load(path)
+	if !ok {
+		return nil, nil
+	}
+	r := *k.(*Run)
+	info, err := r.f.Info()
+	if err == nil {
+		r.f, err = store.OpenVersion(context.Background(), info)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("run: %w", err)
+	}
+	return &r, nil
+}
+
+// Prefetch gets ready what AppendDocs of a bucket, and AppendTokens of its
+// documents, will read from a remote run.
+func (r *Run) Prefetch(bucket int, tokens bool) error {
+	from, to := r.table[bucket], r.table[bucket+1]
+	err := store.Prefetch(r.f, r.size+int64(from.entries)*entrySize, int64(to.entries-from.entries)*entrySize)
+	if err == nil && tokens {
+		err = store.Prefetch(r.f, int64(from.tokens)*int64(r.width), int64(to.tokens-from.tokens)*int64(r.width))
+	}
+	if err != nil {
+		return fmt.Errorf("run %s: %w", r.name, err)
+	}
+	return nil
 }
