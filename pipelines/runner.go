@@ -125,6 +125,8 @@ func (r Runner) Run(ctx context.Context, build func(s beam.Scope, launch transfo
 		return nil
 	case launch.Err() != nil:
 		return launch.Err()
+	case name == "universal": // a worker elsewhere may have been killed
+		return fmt.Errorf("runner %s: %s (its log and its workers' say more; the same command goes on from what is done)", name, innermost(err.Error()))
 	default:
 		return fmt.Errorf("runner %s: %s", name, innermost(err.Error()))
 	}
