@@ -25,7 +25,7 @@ type InspectOptions struct {
 
 // Flags declares the command's flags.
 func (o *InspectOptions) Flags(f *flag.FlagSet) {
-	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set, or FOLDER#subset")
+	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set, also s3://… and gs://…, or FOLDER#subset")
 	f.StringVar(&o.Tokenizer, "tokenizer", "", "the `tokenizer.json` that made it, to show text (default tokens are shown as numbers)")
 	f.IntVar(&o.Rows, "rows", 2, "`sequences` of each split to show")
 	f.StringVar(&o.Markdown, "markdown", "", "`file` for the card as Markdown, as the Hub shows it beside a data set")

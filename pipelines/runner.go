@@ -26,6 +26,7 @@ import (
 	beamlog "github.com/apache/beam/sdks/v2/go/pkg/beam/log"
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/options/jobopts"
 
+	_ "github.com/apache/beam/sdks/v2/go/pkg/beam/runners/dataflow"
 	_ "github.com/apache/beam/sdks/v2/go/pkg/beam/runners/prism"
 	_ "github.com/apache/beam/sdks/v2/go/pkg/beam/runners/universal"
 
@@ -35,9 +36,9 @@ import (
 // Runner says where a pipeline runs. The zero value is Beam's Prism in this
 // process. Where another runner is and how it starts its workers is said by
 // Beam's own flags: --endpoint, --environment_type, --environment_config,
-// --worker_binary.
+// --worker_binary; for Dataflow --project, --region, --staging_location.
 type Runner struct {
-	Name    string // prism (default) or universal: any portable runner at --endpoint
+	Name    string // prism (default), universal: any portable runner at --endpoint, or dataflow
 	Verbose bool   // Beam's own log, on stderr
 
 	notice   func(string)             // told what DoFns in this process say; may be nil
@@ -46,7 +47,7 @@ type Runner struct {
 
 // Flags declares a runner's flags.
 func (r *Runner) Flags(f *flag.FlagSet) {
-	f.StringVar(&r.Name, "runner", "prism", "`name` of the Beam runner: prism (in this process) or universal (any portable runner at --endpoint)")
+	f.StringVar(&r.Name, "runner", "prism", "`name` of the Beam runner: prism (in this process) universal (any portable runner at --endpoint) or dataflow (Google Cloud's; all paths in gs://)")
 	f.BoolVar(&r.Verbose, "verbose", false, "show Beam's own log")
 }
 
@@ -58,11 +59,23 @@ func (r Runner) Validate() error {
 		if *jobopts.Endpoint == "" {
 			return errors.New("--runner universal: --endpoint is not set, the host:port of the runner's job service")
 		}
+	case "dataflow":
+		for _, name := range dataflowFlags {
+			if f := flag.Lookup(name); f == nil || f.Value.String() == "" {
+				return fmt.Errorf("--runner dataflow: --%s is not set", name)
+			}
+		}
 	default:
-		return fmt.Errorf("--runner %q: want prism or universal", r.Name)
+		return fmt.Errorf("--runner %q: want prism, universal or dataflow", r.Name)
 	}
 	return nil
 }
+
+// dataflowFlags are those of Beam's that Dataflow does not run without.
+var dataflowFlags = []string{"project", "region", "staging_location"}
+
+// local says that the workers see this machine's files.
+func (r Runner) local() bool { return r.Name != "dataflow" }
 
 // ErrInterrupted is what Run returns when its context was cancelled.
 var ErrInterrupted = errors.New("interrupted: the same command goes on from here")
@@ -236,8 +249,8 @@ func parseFlags(about string) error {
 	return err
 }
 
-// beamFlags are those of Beam's many flags that the help shows.
-var beamFlags = []string{"endpoint", "environment_type", "environment_config", "worker_binary"}
+// beamFlags are those of Beam's many flags that the help shows, by runner.
+var beamFlags = map[string][]string{"universal": {"endpoint", "environment_type", "environment_config", "worker_binary"}, "dataflow": dataflowFlags}
 
 // sdkFlags is what the SDK had declared before any command declared its own.
 var sdkFlags = func() map[string]bool {
@@ -249,25 +262,30 @@ var sdkFlags = func() map[string]bool {
 // usage prints the command's own flags and the few of Beam's that matter.
 func usage(all *flag.FlagSet, about string) {
 	fmt.Fprintln(all.Output(), about)
-	own, sdk := flag.NewFlagSet("", flag.ContinueOnError), flag.NewFlagSet("", flag.ContinueOnError)
-	for _, f := range []*flag.FlagSet{own, sdk} {
+	section := func() *flag.FlagSet {
+		f := flag.NewFlagSet("", flag.ContinueOnError)
 		f.SetOutput(all.Output())
+		return f
 	}
+	own := section()
 	all.VisitAll(func(f *flag.Flag) {
 		if !sdkFlags[f.Name] {
 			own.Var(f.Value, f.Name, f.Usage)
 			own.Lookup(f.Name).DefValue = f.DefValue
 		}
 	})
-	for _, name := range beamFlags {
-		if f := all.Lookup(name); f != nil {
-			usage, _, _ := strings.Cut(f.Usage, "\n")
-			sdk.Var(f.Value, f.Name, usage)
-			sdk.Lookup(name).DefValue = f.DefValue
-		}
-	}
 	fmt.Fprintln(all.Output(), "\nFlags:")
 	own.PrintDefaults()
-	io.WriteString(all.Output(), "\nBeam's, with --runner universal:\n")
-	sdk.PrintDefaults()
+	for _, runner := range []string{"universal", "dataflow"} {
+		sdk := section()
+		for _, name := range beamFlags[runner] {
+			if f := all.Lookup(name); f != nil {
+				usage, _, _ := strings.Cut(f.Usage, "\n")
+				sdk.Var(f.Value, f.Name, usage)
+				sdk.Lookup(name).DefValue = f.DefValue
+			}
+		}
+		fmt.Fprintf(all.Output(), "\nBeam's, with --runner %s:\n", runner)
+		sdk.PrintDefaults()
+	}
 }

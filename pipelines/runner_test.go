@@ -15,6 +15,7 @@ import (
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/options/jobopts"
 	"github.com/apache/beam/sdks/v2/go/pkg/beam/register"
 
+	"github.com/scavenge/scavenge/schemas/store/storetest"
 	"github.com/scavenge/scavenge/schemas/tokenset"
 	"github.com/scavenge/scavenge/transforms"
 )
@@ -90,11 +91,41 @@ func TestRunnerIsValidated(t *testing.T) {
 	endpoint := *jobopts.Endpoint
 	defer func() { *jobopts.Endpoint = endpoint }()
 	*jobopts.Endpoint = ""
-	for name, want := range map[string]string{"": "", "prism": "", "universal": "--endpoint", "dataflow": `"dataflow"`} {
+	for name, want := range map[string]string{"": "", "prism": "", "universal": "--endpoint", "dataflow": "--project is not set", "spark": `"spark"`} {
 		err := Runner{Name: name}.Validate()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", name, err, want)
 		}
+	}
+}
+
+// Dataflow itself is not here: its client makes the job, and keeps it.
+func TestDataflowsClientTakesThePipeline(t *testing.T) {
+	s := storetest.GS(t)
+	c := newCorpus(t)
+	upload(t, s, c.dir)
+	for name, value := range map[string]string{"project": "p", "region": "europe-west1", "staging_location": s.Root + "/staging", "dry_run": "true"} {
+		if err := flag.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+		defer flag.Set(name, flag.Lookup(name).DefValue)
+	}
+	o := c.inCloud(s, "set")
+	o.Runner.Name = "dataflow"
+	if err := o.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := o.recipe(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Groups = 2
+	if err := o.Runner.Run(context.Background(), func(s beam.Scope, launch transforms.LaunchID) { transforms.Tokenize(s, launch, r) }, nil); err != nil {
+		t.Error(err)
+	}
+	o.Output = "here"
+	if err := o.Validate(); err == nil || !strings.Contains(err.Error(), "do not see here") {
+		t.Errorf("%v", err)
 	}
 }
 

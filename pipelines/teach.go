@@ -72,7 +72,7 @@ type TeachOptions struct {
 
 // Flags declares the command's flags.
 func (o *TeachOptions) Flags(f *flag.FlagSet) {
-	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set (pipelines/tokenize), or of a growing one: part-00000, part-00001, … in it are token sets, and each is taught once")
+	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set (pipelines/tokenize), also s3://… and gs://…, or of a growing one: part-00000, part-00001, … in it are token sets, and each is taught once")
 	f.BoolVar(&o.Follow, "follow", false, "wait for further parts of a growing token set, until Ctrl-C; without it the parts that are there are taught and the stream is ended")
 	f.StringVar(&o.Teacher, "teacher", "", "`folder` of a GPT-NeoX checkpoint")
 	o.Access.Flags(f, "Kafka's `host:port`, several with commas; without it an embedded broker runs as long as the command")
@@ -199,6 +199,9 @@ func (o TeachOptions) Validate() error {
 	}
 	if len(o.Brokers) == 0 && o.Runner.Name == "universal" {
 		return errors.New("--brokers is not set: with --runner universal the workers need a broker that they all reach")
+	}
+	if !o.Runner.local() {
+		return fmt.Errorf("--runner %s: a teacher is read from a local folder, which its workers do not see: want prism or universal", o.Runner.Name)
 	}
 	return o.Runner.Validate()
 }

@@ -330,6 +330,7 @@ func TestTeachRefusesWhatDoesNotFit(t *testing.T) {
 		"no such device":                 func(o *TeachOptions) { o.Device = "abacus" },
 		"not host:port":                  func(o *TeachOptions) { o.Brokers = []string{"localhost"} },
 		"--runner":                       func(o *TeachOptions) { o.Runner.Name = "magic" },
+		"a teacher is read from a local": func(o *TeachOptions) { o.Runner.Name = "dataflow" },
 		"want a gpt_neox":                func(o *TeachOptions) { o.Teacher = student },
 		"vocabulary of 30 is smaller":    func(o *TeachOptions) { o.Teacher = narrow(func(c *checkpoint.Config) { c.Vocab = 30 }) },
 		"context of 4 is shorter than":   func(o *TeachOptions) { o.Teacher = narrow(func(c *checkpoint.Config) { c.Context = 4 }) },

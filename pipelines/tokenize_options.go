@@ -27,7 +27,7 @@ const Stdin = "-"
 // TokenizeOptions says what Tokenize makes of what. Zero values of SeqLen,
 // Documents, ShardTokens, MaxDocument and OnBad stand for their defaults.
 type TokenizeOptions struct {
-	Inputs      []string // globs of text files, folders, Stdin
+	Inputs      []string // globs of text files, folders, Stdin; like the other paths, local, s3:// or gs://
 	Tokenizer   string   // tokenizer.json
 	Output      string   // folder of the token set
 	SeqLen      int      // tokens in a sequence
@@ -52,7 +52,7 @@ type TokenizeOptions struct {
 
 // Flags declares the command's flags.
 func (o *TokenizeOptions) Flags(f *flag.FlagSet) {
-	f.Func("input", "text: `glob` or folder, repeatable or several with commas; - is standard input. What a file holds is told by its content: OpenWebText's tar and xz archives, Parquet with a column text, JSON lines of {\"text\": …}, plain text (one document a file), each also with gzip, zstd, xz or bzip2", func(s string) error {
+	f.Func("input", "text: `glob` or folder, also s3://… and gs://…, repeatable or several with commas; - is standard input. What a file holds is told by its content: OpenWebText's tar and xz archives, Parquet with a column text, JSON lines of {\"text\": …}, plain text (one document a file), each also with gzip, zstd, xz or bzip2", func(s string) error {
 		for glob := range strings.SplitSeq(s, ",") {
 			if glob = strings.TrimSpace(glob); glob != "" {
 				o.Inputs = append(o.Inputs, glob)
@@ -61,7 +61,7 @@ func (o *TokenizeOptions) Flags(f *flag.FlagSet) {
 		return nil
 	})
 	f.StringVar(&o.Tokenizer, "tokenizer", "", "`tokenizer.json` of Hugging Face tokenizers, byte-level BPE")
-	f.StringVar(&o.Output, "output", "", "`folder` of the token set")
+	f.StringVar(&o.Output, "output", "", "`folder` of the token set, also s3://… and gs://…")
 	f.IntVar(&o.SeqLen, "seq-len", DefaultSeqLen, "`tokens` in a sequence")
 	f.Float64Var(&o.Documents, "documents", 1, "`share` of the documents that is taken")
 	f.Float64Var(&o.Validation, "validation", DefaultValidation, "`share` of the documents that goes to the validation split")
@@ -165,6 +165,13 @@ func (o TokenizeOptions) Validate() error {
 			return fmt.Errorf("--subset %s=%d: want names that differ, and at least one token", s.Name, s.Tokens)
 		}
 		seen[s.Name] = true
+	}
+	if !o.Runner.local() {
+		for _, path := range append(o.files(), o.Tokenizer, o.Output) {
+			if !strings.HasPrefix(path, "gs://") {
+				return fmt.Errorf("--runner %s: its workers do not see %s: want paths in gs://", o.Runner.Name, path)
+			}
+		}
 	}
 	return o.Runner.Validate()
 }

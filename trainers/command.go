@@ -58,7 +58,7 @@ func command(about string, flags func(*flag.FlagSet), run func(context.Context) 
 
 // Flags declares a run's options; batch is the command's default.
 func (r *Run) Flags(f *flag.FlagSet, batch int) {
-	f.StringVar(&r.Dataset, "dataset", "", "`folder` of the token set")
+	f.StringVar(&r.Dataset, "dataset", "", "`folder` of the token set, also s3://… and gs://…")
 	f.StringVar(&r.Dir, "run", "", "`folder` for checkpoints and metrics; the same command goes on from what is in it")
 	deviceFlags(f, &r.Device, &r.Precision)
 	f.Int64Var(&r.Seed, "seed", 0, "of the order of sequences (the producer's, with a stream) and of random weights")
@@ -141,7 +141,7 @@ func (o *PretrainOptions) Flags(f *flag.FlagSet) {
 // Flags declares the options of an evaluation.
 func (o *EvaluateOptions) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Model, "model", "", "`folder` of the checkpoint (or of a run: its latest)")
-	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set to score")
+	f.StringVar(&o.Dataset, "dataset", "", "`folder` of a token set to score, also s3://… and gs://…")
 	f.StringVar((*string)(&o.Split), "split", "validation", "of the token set: validation or train")
 	f.StringVar(&o.Text, "text", "", "text `file` to score")
 	f.StringVar(&o.Tokenizer, "tokenizer", "", "tokenizer.json `file` for --text")

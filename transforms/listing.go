@@ -247,8 +247,8 @@ func (l *Listing) examine(ctx context.Context, i store.Info) (x listed, err erro
 	}
 	defer f.Close()
 	var head [headBytes]byte
-	n, err := io.ReadFull(f, head[:])
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	n, err := f.ReadAt(head[:], 0)
+	if err != nil && err != io.EOF {
 		return x, err
 	}
 	x.Heft, x.Cut = p.Size*compressedWeight, false
