@@ -73,8 +73,9 @@ func (in *reading) leaveOut(err error) error {
 	return nil
 }
 
-// document hands on one document that was read whole. Empty ones are counted.
-func (in *reading) document(text []byte, where string) error {
+// document hands on one document that was read whole; valid says that it is
+// known to be UTF-8. Empty ones are counted.
+func (in *reading) document(text []byte, where string, valid bool) error {
 	if in.rules.Clean == CleanOpenWebText {
 		text = cleanOpenWebText(text)
 	}
@@ -87,7 +88,7 @@ func (in *reading) document(text []byte, where string) error {
 		kind, why = badLong, tooLong(in.rules.maxDocument())
 	case bytes.IndexByte(text, 0) >= 0:
 		kind, why = badNUL, fmt.Sprintf("NUL byte at byte %d: not text", bytes.IndexByte(text, 0))
-	case !utf8.Valid(text):
+	case !valid && !utf8.Valid(text):
 		kind, why = badUTF8, fmt.Sprintf("invalid UTF-8 at byte %d", invalidAt(text))
 	default:
 		return in.to.document(text)

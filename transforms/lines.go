@@ -62,7 +62,7 @@ func (in *reading) lines(r *bufio.Reader, where string) error {
 			}
 			continue
 		}
-		if err := in.document(text, place); err != nil {
+		if err := in.document(text, place, true); err != nil {
 			return err
 		}
 	}

@@ -52,7 +52,7 @@ func (in *reading) parquet(ctx context.Context, f io.ReaderAt, p Piece, told int
 					if null {
 						return in.leaveOut(&badDocument{badNoText, place, "no \"text\""})
 					}
-					return in.document(text, place)
+					return in.document(text, place, false)
 				})
 			}
 			if err = in.leaveOut(err); err != nil {

@@ -178,8 +178,13 @@ func (w *watched) ReadAt(b []byte, at int64) (int, error) {
 	return n, err
 }
 
-// readBuffer is how much is read at a time, bytes.
-const readBuffer = 1 << 18
+// readBuffer is how much is read at a time, bytes, and unpackBuffer how much
+// is unpacked: a decoder and the tokenizer push one another's tables out of the
+// core's cache, so they take turns seldom.
+const (
+	readBuffer   = 1 << 18
+	unpackBuffer = 1 << 20
+)
 
 // maxDepth is how deep archives may be nested. OpenWebText as it is published,
 // a tar.xz of xz of tar, has four.
@@ -205,7 +210,7 @@ func (in *reading) stream(r *bufio.Reader, where, layout string) error {
 			return damaged(err, where)
 		}
 		defer closeReader()
-		inner := bufio.NewReaderSize(&expanding{r: z, input: in.input}, readBuffer)
+		inner := bufio.NewReaderSize(&expanding{r: z, input: in.input}, unpackBuffer)
 		if err := below.stream(inner, where, layout); err != nil {
 			return err
 		}
@@ -246,7 +251,7 @@ func (in *reading) text(r io.Reader, where string) error {
 		}
 		return in.leaveOut(&badDocument{badLong, where, tooLong(limit)})
 	}
-	return in.document(text, where)
+	return in.document(text, where, false)
 }
 
 // looksLikeLines says of text that begins with head whether it is JSON lines.

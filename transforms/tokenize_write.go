@@ -72,8 +72,8 @@ type shardWriter struct {
 	plan    shardPlan
 	out     *tokenset.Writer
 	ranks   *ranks // nil: all sequences are in
-	row     []int32
-	buf     []byte
+	row     []byte // not yet whole
+	width   int    // bytes a token, in runs and shards
 }
 
 // readTokens is the most that is read at a time, in tokens.
@@ -99,6 +99,12 @@ func (w *shardWriter) write(ctx context.Context) (shard tokenset.Shard, err erro
 		return shard, err
 	}
 	defer m.close()
+	w.width = tokenset.Width(r.Vocab)
+	for i, run := range m.runs {
+		if run.Width() != w.width {
+			return shard, fmt.Errorf("token set %s: %s has %d bytes a token, want %d: remove it, and the same command makes it again", r.Dir, o.Runs[i], run.Width(), w.width)
+		}
+	}
 	from, to := p.From*int64(r.SeqLen), p.To*int64(r.SeqLen) // in tokens of the stream
 	first := sort.Search(tokenrun.Buckets, func(b int) bool { return s.Starts[b+1] > from })
 	for b := first; b < tokenrun.Buckets && s.Starts[b] < to; b++ {
@@ -124,7 +130,7 @@ func (w *shardWriter) write(ctx context.Context) (shard tokenset.Shard, err erro
 		}
 	}
 	if len(w.row) != 0 {
-		return shard, fmt.Errorf("token set %s: shard %d of %s: its last sequence has %d tokens", r.Dir, p.Index, p.Split, len(w.row))
+		return shard, fmt.Errorf("token set %s: shard %d of %s: its last sequence has %d tokens", r.Dir, p.Index, p.Split, len(w.row)/w.width)
 	}
 	return w.out.Close()
 }
@@ -145,13 +151,13 @@ func (w *shardWriter) document(d *tokenrun.Doc, at int64) (err error) {
 			to += n
 		}
 		to = min(to, end)
-		if w.row, err = d.AppendTokens(w.row, uint32(from-at), uint32(to-at), &w.buf); err != nil {
+		if w.row, err = d.AppendTokens(w.row, uint32(from-at), uint32(to-at)); err != nil {
 			return err
 		}
 		from = to
-		whole := w.row
-		for ; len(whole) >= int(n); whole = whole[n:] {
-			if err := w.out.Append(whole[:n]); err != nil {
+		whole, bytes := w.row, int(n)*w.width
+		for ; len(whole) >= bytes; whole = whole[bytes:] {
+			if err := w.out.AppendBytes(whole[:bytes]); err != nil {
 				return err
 			}
 		}

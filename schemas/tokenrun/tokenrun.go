@@ -302,27 +302,16 @@ func (r *Run) AppendDocs(dst []Doc, bucket int) ([]Doc, error) {
 	return dst, nil
 }
 
-// AppendTokens appends the document's tokens from to to. buf is working memory
-// that is kept from call to call.
-func (d *Doc) AppendTokens(dst []int32, from, to uint32, buf *[]byte) ([]int32, error) {
+// AppendTokens appends the document's tokens from to to, little-endian, in as
+// many bytes each as the run has of them.
+func (d *Doc) AppendTokens(dst []byte, from, to uint32) ([]byte, error) {
 	if from > to || to > d.Tokens {
 		return dst, fmt.Errorf("run %s: tokens %d to %d of a document of %d", d.run.name, from, to, d.Tokens)
 	}
-	width := d.run.width
-	n := int(to-from) * width
-	*buf = slices.Grow((*buf)[:0], n)[:n]
-	if _, err := d.run.f.ReadAt(*buf, int64(d.at+uint64(from))*int64(width)); err != nil {
-		return dst, fmt.Errorf("run %s: %w", d.run.name, err)
-	}
-	dst = slices.Grow(dst, int(to-from))
-	if width == 2 {
-		for b := *buf; len(b) >= 2; b = b[2:] {
-			dst = append(dst, int32(binary.LittleEndian.Uint16(b)))
-		}
-	} else {
-		for b := *buf; len(b) >= 4; b = b[4:] {
-			dst = append(dst, int32(binary.LittleEndian.Uint32(b)))
-		}
+	at, n := len(dst), int(to-from)*d.run.width
+	dst = slices.Grow(dst, n)[:at+n]
+	if _, err := d.run.f.ReadAt(dst[at:], int64(d.at+uint64(from))*int64(d.run.width)); err != nil {
+		return dst[:at], fmt.Errorf("run %s: %w", d.run.name, err)
 	}
 	return dst, nil
 }
@@ -373,3 +362,6 @@ func (r *Run) Prefetch(bucket int, tokens bool) error {
 	}
 	return nil
 }
+
+// Width is how many bytes a token has in the run.
+func (r *Run) Width() int { return r.width }

@@ -14,8 +14,14 @@ const (
 	groupTokens = 16 << 20
 )
 
-// maxNarrow is the largest vocabulary whose ids take two bytes.
-const maxNarrow = 1 << 16
+// Width is how many bytes an id of a vocabulary takes: two, or four of a large
+// one.
+func Width(vocab int) int {
+	if vocab <= 1<<16 {
+		return 2
+	}
+	return 4
+}
 
 // layout is what a page of the column tokens looks like: a function of the
 // sequence length and the vocabulary.
@@ -41,10 +47,7 @@ func newLayout(seqLen, vocab int) (l layout, err error) {
 	if seqLen < 1 || seqLen > maxSeqLen || vocab < 1 || vocab > 1<<31-1 {
 		return l, fmt.Errorf("sequences of %d tokens of a vocabulary of %d: out of range", seqLen, vocab)
 	}
-	l = layout{seqLen: seqLen, vocab: vocab, width: 2, pageRows: max(1, pageTokens/seqLen)}
-	if vocab > maxNarrow {
-		l.width = 4
-	}
+	l = layout{seqLen: seqLen, vocab: vocab, width: Width(vocab), pageRows: max(1, pageTokens/seqLen)}
 	l.fullHead = len(l.head(l.pageRows))
 	l.groupRows = int64(max(1, groupTokens/seqLen/l.pageRows) * l.pageRows)
 	return l, nil
@@ -135,13 +138,17 @@ func (l layout) check(page []byte, rows int) error {
 	if len(page) != len(head)+rows*l.rowBytes()+l.padding(rows) || string(page[:len(head)]) != string(head) {
 		return fmt.Errorf("its form is not that of %d rows of %d tokens", rows, l.seqLen)
 	}
-	ids := page[len(head) : len(page)-l.padding(rows)]
+	return l.known(l.most(page[len(head) : len(page)-l.padding(rows)]))
+}
+
+// most is the largest of some ids.
+func (l layout) most(ids []byte) uint32 {
 	if l.width == 4 {
 		var most uint32
 		for ; len(ids) >= 4; ids = ids[4:] {
 			most = max(most, binary.LittleEndian.Uint32(ids))
 		}
-		return l.known(most)
+		return most
 	}
 	var most [4]uint64
 	for ; len(ids) >= 8; ids = ids[8:] {
@@ -151,7 +158,7 @@ func (l layout) check(page []byte, rows int) error {
 	for ; len(ids) >= 2; ids = ids[2:] {
 		most[0] = max(most[0], uint64(binary.LittleEndian.Uint16(ids)))
 	}
-	return l.known(uint32(slices.Max(most[:])))
+	return uint32(slices.Max(most[:]))
 }
 
 // known is an error for an id outside the vocabulary.

@@ -2,6 +2,7 @@ package tokenset
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -338,8 +339,18 @@ func TestEveryFormOfPageIsReadInPlace(t *testing.T) {
 				row[i] = int32(r.IntN(c.vocab))
 			}
 			row[0] = int32(c.vocab - 1)
-			if want = append(want, row); w.Append(row) != nil {
-				t.Fatal(c, w.Append(row))
+			want = append(want, row)
+			if len(want)%2 == 0 { // either way
+				err = w.Append(row)
+			} else {
+				var raw []byte
+				for _, id := range row {
+					raw = append(raw, binary.LittleEndian.AppendUint32(nil, uint32(id))[:Width(c.vocab)]...)
+				}
+				err = w.AppendBytes(raw)
+			}
+			if err != nil {
+				t.Fatal(c, err)
 			}
 		}
 		info, err := w.Close()
@@ -385,6 +396,14 @@ func TestWriterRefusesIDsOutsideTheVocabulary(t *testing.T) {
 		row[3] = id
 		if err := w.Append(row); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("token id %d is outside", id)) {
 			t.Errorf("id %d: %v", id, err)
+		}
+		raw := make([]byte, 2*seqLen)
+		raw[6], raw[7] = byte(id), byte(id>>8)
+		if err := w.AppendBytes(raw); err == nil || !strings.Contains(err.Error(), "is outside") {
+			t.Errorf("id %d, as bytes: %v", id, err)
+		}
+		if err := w.AppendBytes(raw[1:]); err == nil || !strings.Contains(err.Error(), "31 bytes") {
+			t.Errorf("half a token: %v", err)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package tokenset
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -33,7 +32,6 @@ func IsShardName(name string) bool {
 // one page in memory, and of the file's index 30 bytes a page.
 type Writer struct {
 	file  store.Upload
-	buf   *bufio.Writer
 	hash  hash.Hash
 	p     parquetWriter
 	name  string
@@ -60,8 +58,7 @@ func NewWriter(path string, shard, seqLen, vocab int) (*Writer, error) {
 	}
 	w := &Writer{file: f, hash: sha256.New(), name: store.Base(path), first: ID(shard, 0), page: l.head(l.pageRows)}
 	w.head = len(w.page)
-	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.hash), 1<<16)
-	w.p = parquetWriter{w: w.buf, layout: l}
+	w.p = parquetWriter{w: io.MultiWriter(f, w.hash), layout: l}
 	return w, w.wrap(w.p.begin())
 }
 
@@ -79,20 +76,49 @@ func (w *Writer) Note(key, value string) { w.p.note(key, value) }
 // Append adds a sequence of exactly seqLen tokens, which it copies.
 func (w *Writer) Append(tokens []int32) (err error) {
 	l := &w.p.layout
-	if len(tokens) != l.seqLen {
-		return fmt.Errorf("token set: %s: row %d has %d tokens, want %d", w.name, w.rows, len(tokens), l.seqLen)
-	}
-	if w.rows == maxRows {
-		return fmt.Errorf("token set: %s: more than %d rows", w.name, int64(maxRows))
+	if err := w.room(len(tokens)); err != nil {
+		return err
 	}
 	if w.page, err = l.appendRow(w.page, tokens); err != nil {
 		return fmt.Errorf("token set: %s: row %d: %w", w.name, w.rows, err)
 	}
-	w.rows++
-	if w.rows%int64(l.pageRows) == 0 {
-		err = w.flush(l.pageRows)
+	return w.added()
+}
+
+// AppendBytes is Append for ids as they will lie in the file: little-endian,
+// Width bytes each.
+func (w *Writer) AppendBytes(ids []byte) error {
+	l := &w.p.layout
+	if len(ids)%l.width != 0 {
+		return fmt.Errorf("token set: %s: row %d has %d bytes, not whole tokens of %d", w.name, w.rows, len(ids), l.width)
 	}
-	return w.wrap(err)
+	if err := w.room(len(ids) / l.width); err != nil {
+		return err
+	}
+	if err := l.known(l.most(ids)); err != nil {
+		return fmt.Errorf("token set: %s: row %d: %w", w.name, w.rows, err)
+	}
+	w.page = append(w.page, ids...)
+	return w.added()
+}
+
+// room says whether a row of so many tokens may come.
+func (w *Writer) room(tokens int) error {
+	if want := w.p.layout.seqLen; tokens != want {
+		return fmt.Errorf("token set: %s: row %d has %d tokens, want %d", w.name, w.rows, tokens, want)
+	}
+	if w.rows == maxRows {
+		return fmt.Errorf("token set: %s: more than %d rows", w.name, int64(maxRows))
+	}
+	return nil
+}
+
+// added counts a row, and writes the page that it fills.
+func (w *Writer) added() error {
+	if w.rows++; w.rows%int64(w.p.layout.pageRows) == 0 {
+		return w.wrap(w.flush(w.p.layout.pageRows))
+	}
+	return nil
 }
 
 // flush writes the page, which has so many rows.
@@ -140,9 +166,6 @@ func (w *Writer) finish() (index []byte, err error) {
 	}
 	if err == nil {
 		index, err = w.p.end(w.rows)
-	}
-	if err == nil {
-		err = w.buf.Flush()
 	}
 	return index, err
 }

@@ -35,7 +35,7 @@ func openS3(ctx context.Context, bucket string) (store.Bucket, error) {
 	}
 	client := s3.NewFromConfig(c, func(o *s3.Options) {
 		o.UsePathStyle = o.BaseEndpoint != nil // a bucket has a host name of its own only at Amazon
-		if c.RetryMaxAttempts == 0 { // AWS_MAX_ATTEMPTS
+		if c.RetryMaxAttempts == 0 {           // AWS_MAX_ATTEMPTS
 			o.RetryMaxAttempts = 6
 		}
 		o.DisableLogOutputChecksumValidationSkipped = true
