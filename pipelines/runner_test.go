@@ -104,11 +104,13 @@ func TestDataflowsClientTakesThePipeline(t *testing.T) {
 	s := storetest.GS(t)
 	c := newCorpus(t)
 	upload(t, s, c.dir)
-	for name, value := range map[string]string{"project": "p", "region": "europe-west1", "staging_location": s.Root + "/staging", "dry_run": "true"} {
+	for name, value := range map[string]string{"project": "p", "region": "europe-west1", "staging_location": s.Root + "/staging", "dry_run": "true",
+		"environment_type": "DOCKER"} { // which Prism changes
+		before := flag.Lookup(name).Value.String()
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}
-		defer flag.Set(name, flag.Lookup(name).DefValue)
+		defer flag.Set(name, before)
 	}
 	o := c.inCloud(s, "set")
 	o.Runner.Name = "dataflow"

@@ -315,8 +315,10 @@ func TestATokenSetInTheCloudIsRead(t *testing.T) {
 			}
 			return err
 		}
+		t.Setenv(tokenset.CacheVariable, "")
+		t.Setenv("XDG_CACHE_HOME", t.TempDir())
 		if err := read(); err != nil || reads.Load() == 0 {
-			t.Errorf("%v, %d reads", err, reads.Load())
+			t.Errorf("into the user's cache: %v, %d reads", err, reads.Load())
 		}
 		cache := filepath.Join(t.TempDir(), "cache")
 		t.Setenv(tokenset.CacheVariable, cache)
