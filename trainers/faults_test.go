@@ -224,6 +224,33 @@ func TestMixedProducersGiveOneStream(t *testing.T) {
 	}
 }
 
+// Records that a producer's clock has stamped as it jumped, by minutes ahead and
+// by years back, are the same records: nothing is lost, and all sources give
+// the teacher's batches.
+func TestClockThatJumpsChangesNothing(t *testing.T) {
+	dir := testSet(t, 8)
+	p := newProducer(t, startBroker(t), dir)
+	jumps, n := []time.Duration{0, 50 * time.Minute, -5 * time.Hour, 20 * time.Minute, -30 * 24 * time.Hour, -20 * 365 * 24 * time.Hour}, 0
+	p.clock = func() time.Time {
+		n++
+		return time.Now().Add(jumps[n%len(jumps)])
+	}
+	p.write(t)
+	plan := testPlan(t, dir, 3, 16)
+	want := teachersBatches(t, plan, []int{0, 1}, "F16")
+	s, err := NewStreamSource(context.Background(), p.stream(0, 1), plan)
+	got, positions := drain(t, s, err)
+	sameBatches(t, "stream", got, want)
+	s, err = NewReplaySource(context.Background(), p.stream(0, 1), Replay{Dir: t.TempDir()}, plan)
+	got, _ = drain(t, s, err)
+	sameBatches(t, "replay", got, want)
+	rest := plan
+	rest.Start = positions[2]
+	s, err = NewStreamSource(context.Background(), p.stream(0, 1), rest)
+	got, _ = drain(t, s, err)
+	sameBatches(t, "after a restart", got, want[3:])
+}
+
 // breaking is a connection that is cut, or falls silent, after some bytes.
 type breaking struct {
 	net.Conn

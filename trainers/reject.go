@@ -81,7 +81,8 @@ func (s *stream) sendRejected(ctx context.Context, t *topic, partition int, m me
 // create makes a topic of one partition, if it is not there.
 func (b *broker) create(ctx context.Context, topic string, maxMessage int) error {
 	r, err := b.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: -1,
-		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(maxMessage)}, {ConfigName: "retention.ms", ConfigValue: "-1"}}}}})
+		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(maxMessage)}, {ConfigName: "retention.ms", ConfigValue: "-1"},
+			{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}}}}}) // this machine's clock may be wrong
 	if err != nil {
 		return err
 	}

@@ -99,6 +99,7 @@ type producer struct {
 	flip   bool // a byte of the second epoch's messages
 	// damage may alter the bytes of a record
 	damage func(r *activation.Record, value []byte) []byte
+	clock  func() time.Time // that stamps the messages; nil: now
 }
 
 func newProducer(t testing.TB, b *testBroker, dir string) *producer {
@@ -182,7 +183,8 @@ func (p *producer) writeTopic(t testing.TB, layer int, partitions [][]*activatio
 	t.Helper()
 	client := p.broker.client(t)
 	topic := activation.Topic(p.run, layer)
-	r, err := client.CreateTopics(context.Background(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1}}})
+	r, err := client.CreateTopics(context.Background(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: p.partitions, ReplicationFactor: 1,
+		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "retention.ms", ConfigValue: "-1"}}}}})
 	if err == nil {
 		err = r.Errors[topic]
 	}
@@ -208,7 +210,7 @@ func (p *producer) writeTopic(t testing.TB, layer int, partitions [][]*activatio
 			keys, values = append(keys, activation.Key(r.SequenceID)), append(values, value)
 		}
 		if len(values) > 0 {
-			produce(t, client, topic, number, keys, values)
+			stamped(t, client, topic, number, keys, values, p.clock)
 		}
 	}
 }
@@ -216,10 +218,19 @@ func (p *producer) writeTopic(t testing.TB, layer int, partitions [][]*activatio
 // produce writes messages to a partition.
 func produce(t testing.TB, client *kafka.Client, topic string, partition int, keys, values [][]byte) {
 	t.Helper()
+	stamped(t, client, topic, partition, keys, values, nil)
+}
+
+// stamped writes messages with times of a clock; nil: now.
+func stamped(t testing.TB, client *kafka.Client, topic string, partition int, keys, values [][]byte, clock func() time.Time) {
+	t.Helper()
+	if clock == nil {
+		clock = time.Now
+	}
 	for tries := 0; ; tries++ {
 		var list []kafka.Record
 		for i := range values {
-			list = append(list, kafka.Record{Key: kafka.NewBytes(keys[i]), Value: kafka.NewBytes(values[i])})
+			list = append(list, kafka.Record{Time: clock(), Key: kafka.NewBytes(keys[i]), Value: kafka.NewBytes(values[i])})
 		}
 		r, err := client.Produce(t.Context(), &kafka.ProduceRequest{Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(list...)})
 		if err == nil {

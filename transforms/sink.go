@@ -269,6 +269,9 @@ func (s *sink) write(ctx context.Context, topic string, partition int, values []
 	return nil
 }
 
+// clock stamps records, which nothing of ours reads; tests set it wrong.
+var clock = time.Now
+
 // writeBatch appends records to a partition in one request, and gives the
 // offset of the first. A record without a key has a nil one.
 func (s *sink) writeBatch(ctx context.Context, topic string, partition int, values, keys [][]byte) (first int64, err error) {
@@ -276,7 +279,7 @@ func (s *sink) writeBatch(ctx context.Context, topic string, partition int, valu
 	defer cancel()
 	err = s.retry(bounded, acknowledgement, func(ctx context.Context, c *kafka.Client) error {
 		records := make([]kafka.Record, len(values))
-		now := time.Now()
+		now := clock()
 		for i := range values {
 			records[i] = kafka.Record{Time: now, Key: kafka.NewBytes(keys[i]), Value: kafka.NewBytes(values[i])}
 		}
@@ -292,6 +295,8 @@ func (s *sink) writeBatch(ctx context.Context, topic string, partition int, valu
 		return first, nil
 	case ctx.Err() != nil:
 		return 0, ctx.Err()
+	case errors.Is(err, kafka.InvalidTimestamp):
+		err = fmt.Errorf("%w: is this machine's clock right (%s)? Else set the topic's message.timestamp.type to %s", err, clock().Format(time.DateTime), logAppendTime)
 	case bounded.Err() != nil:
 		err = fmt.Errorf("not written within %v (--broker-timeout): %w", s.Patience, err)
 	}

@@ -90,6 +90,10 @@ func (s *sink) create(ctx context.Context, topics []string) error {
 			ConfigEntries: []kafka.ConfigEntry{
 				{ConfigName: maxMessageBytes, ConfigValue: strconv.Itoa(max(s.recordBytes(), batchBytes))},
 				{ConfigName: retentionMs, ConfigValue: "-1"}, // a trainer that comes late still needs the first record
+				// by the brokers' clock: a record that a wrong clock has stamped is
+				// refused, if it is of the future, or deleted at once where records
+				// are deleted by their age
+				{ConfigName: timestampType, ConfigValue: logAppendTime},
 			}})
 	}
 	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
@@ -133,6 +137,9 @@ const (
 	retentionMs     = "retention.ms"
 	retentionBytes  = "retention.bytes"
 	cleanupPolicy   = "cleanup.policy"
+	timestampType   = "message.timestamp.type"
+
+	logAppendTime = "LogAppendTime"
 )
 
 // check refuses topics that would not take the records or not keep them.
@@ -157,6 +164,9 @@ func (s *sink) check(ctx context.Context) error {
 			return fmt.Errorf("topic %s: its cleanup.policy is %s: it would drop a sequence's record of all epochs but the last: set it to delete, or take another --topic", topic, policy)
 		}
 		if s.AllowRetention {
+			if set[retentionMs] != "-1" && set[timestampType] != logAppendTime && s.notice != nil {
+				s.notice(fmt.Sprintf("topic %s: its retention.ms is %s, counted by this machine's clock: were that wrong, records would go at once: set the topic's message.timestamp.type to %s", topic, set[retentionMs], logAppendTime))
+			}
 			continue
 		}
 		if ms := set[retentionMs]; ms != "-1" {
@@ -177,7 +187,7 @@ func (s *sink) settings(ctx context.Context) (map[string]map[string]string, erro
 	var resources []kafka.DescribeConfigRequestResource
 	for _, topic := range s.topics() {
 		resources = append(resources, kafka.DescribeConfigRequestResource{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic,
-			ConfigNames: []string{maxMessageBytes, retentionMs, retentionBytes, cleanupPolicy}})
+			ConfigNames: []string{maxMessageBytes, retentionMs, retentionBytes, cleanupPolicy, timestampType}})
 	}
 	all := map[string]map[string]string{}
 	err := s.ask(ctx, func(ctx context.Context, c *kafka.Client) error {
