@@ -123,22 +123,56 @@ type Target struct {
 	Type   dtype.Type // Float32, Float16, BFloat16, or Int8 with Scales
 	Values []byte
 	Scales []float32 // Int8 only: one a token, value = int8 · scale
+	// Rows are the values in pieces, one for each row of the batch, in place of
+	// Values: as they came, and nobody had to copy them into one.
+	Rows [][]byte
+}
+
+// Pieces are the values, in order.
+func (t Target) Pieces() [][]byte {
+	if len(t.Values) > 0 {
+		return [][]byte{t.Values}
+	}
+	return t.Rows
+}
+
+// Size is how many bytes of values there are; 0 where a teacher computes them.
+func (t Target) Size() int {
+	n := 0
+	for _, piece := range t.Pieces() {
+		n += len(piece)
+	}
+	return n
 }
 
 // Decode fills dst, Rows·Length·Dim values, from a target.
 func (t Target) Decode(dst []float32) error {
+	size := t.Size()
 	if t.Type != dtype.Int8 {
-		if err := dtype.Decode(dst, t.Type, t.Values); err != nil {
-			return fmt.Errorf("target of layer %d: %w", t.Layer, err)
+		if t.Type.Size() == 0 || size != len(dst)*t.Type.Size() {
+			return fmt.Errorf("target of layer %d: dtype %s: %d bytes do not hold %d elements", t.Layer, t.Type, size, len(dst))
+		}
+		for _, piece := range t.Pieces() {
+			n := len(piece) / t.Type.Size()
+			if err := dtype.Decode(dst[:n], t.Type, piece); err != nil {
+				return fmt.Errorf("target of layer %d: %w", t.Layer, err)
+			}
+			dst = dst[n:]
 		}
 		return nil
 	}
-	if len(t.Values) != len(dst) || len(t.Scales) == 0 || len(dst)%len(t.Scales) != 0 {
-		return fmt.Errorf("target of layer %d: %d int8 elements with %d scales do not make %d values", t.Layer, len(t.Values), len(t.Scales), len(dst))
+	if size != len(dst) || len(t.Scales) == 0 || len(dst)%len(t.Scales) != 0 {
+		return fmt.Errorf("target of layer %d: %d int8 elements with %d scales do not make %d values", t.Layer, size, len(t.Scales), len(dst))
 	}
 	dim := len(dst) / len(t.Scales)
-	for i, scale := range t.Scales {
-		dtype.DecodeInt8(dst[i*dim:(i+1)*dim], t.Values[i*dim:(i+1)*dim], scale)
+	scales := t.Scales
+	for _, piece := range t.Pieces() {
+		if len(piece)%dim != 0 {
+			return fmt.Errorf("target of layer %d: a piece of %d int8 elements does not hold tokens of %d", t.Layer, len(piece), dim)
+		}
+		for ; len(piece) > 0; piece, dst, scales = piece[dim:], dst[dim:], scales[1:] {
+			dtype.DecodeInt8(dst[:dim], piece[:dim], scales[0])
+		}
 	}
 	return nil
 }
@@ -194,11 +228,20 @@ func (s Step) Check(c checkpoint.Config) error {
 		if t.Layer < 0 || t.Layer >= c.Layers || i > 0 && t.Layer <= s.Targets[i-1].Layer {
 			return fmt.Errorf("step: target %d is of layer %d: want ascending layers below %d", i, t.Layer, c.Layers)
 		}
-		if s.Teacher != nil && len(t.Values)+len(t.Scales) > 0 {
+		size := t.Size()
+		if s.Teacher != nil && size+len(t.Scales) > 0 {
 			return fmt.Errorf("step: target of layer %d has values, and there is a teacher to compute them", t.Layer)
 		}
-		if want := s.Rows * s.Length * c.Dim * t.Type.Size(); s.Teacher == nil && len(t.Values) != want || want == 0 {
-			return fmt.Errorf("step: target of layer %d has %d bytes, want %d", t.Layer, len(t.Values), want)
+		if want := s.Rows * s.Length * c.Dim * t.Type.Size(); s.Teacher == nil && size != want || want == 0 {
+			return fmt.Errorf("step: target of layer %d has %d bytes, want %d", t.Layer, size, want)
+		}
+		if len(t.Rows) > 0 && (len(t.Values) > 0 || len(t.Rows) != s.Rows) {
+			return fmt.Errorf("step: target of layer %d has %d bytes in one and %d rows, want one of both, and %d rows", t.Layer, len(t.Values), len(t.Rows), s.Rows)
+		}
+		for row, piece := range t.Rows {
+			if len(piece)*s.Rows != size {
+				return fmt.Errorf("step: target of layer %d: row %d has %d bytes, want %d", t.Layer, row, len(piece), size/s.Rows)
+			}
 		}
 		switch t.Type {
 		case dtype.Float32, dtype.Float16, dtype.BFloat16:

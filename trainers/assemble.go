@@ -10,26 +10,27 @@ import (
 	"github.com/scavenge/scavenge/schemas/activation"
 )
 
-// part is one layer's part of a batch. Records are copied into it as they come,
-// so that their own memory is free again at once.
+// part is one layer's part of a batch, in the making: the records as they came,
+// whose values stay in their messages' memory.
 type part struct {
-	stream *stream
-	topic  *topic
-	rows   int     // in the end, those that are lost among them
-	tokens []int32 // of the rows so far
-	target gpu.Target
-	lost   []int // rows whose record was rejected: they are not in tokens and target
-	done   int   // rows
+	stream   *stream
+	topic    *topic
+	tokens   []int32 // of the rows so far
+	target   gpu.Target
+	messages []message // of the same rows
+	lost     []int     // rows whose record was rejected: they are in none of these
+	done     int       // rows
 }
 
-// append adds the next row; nil is one that is lost.
-func (p *part) append(at place, r *activation.Record) error {
+// append adds the next row; a message without a record is one that is lost.
+func (p *part) append(at place, m message) error {
 	p.done++
+	r := m.record
 	if r == nil {
 		p.lost = append(p.lost, p.done-1)
 		return nil
 	}
-	p.tokens = append(p.tokens, r.Tokens...)
+	p.tokens, p.messages = append(p.tokens, r.Tokens...), append(p.messages, m)
 	if p.topic.layer == activation.Tokens {
 		return nil
 	}
@@ -37,28 +38,33 @@ func (p *part) append(at place, r *activation.Record) error {
 		if p.target.Type = p.stream.dtype; p.target.Type == "" {
 			p.target.Type = r.Type
 		}
-		p.target.Layer, p.target.Values = p.topic.layer, p.stream.spare.take(p.rows*len(r.Values))
+		p.target.Layer = p.topic.layer
 	}
 	if r.Type != p.target.Type {
 		return fmt.Errorf("topic %s: %v: the record's values are %s, those before it %s", p.topic.name, at, r.Type, p.target.Type)
 	}
-	p.target.Values = append(p.target.Values, r.Values...)
+	p.target.Rows = append(p.target.Rows, r.Values)
 	p.target.Scales = append(p.target.Scales, r.Scales...)
 	return nil
 }
 
+// take takes one of the rows that are there out.
+func (p *part) take(row int) {
+	there := len(p.messages)
+	p.stream.memory.give(p.messages[row].value)
+	p.tokens, p.messages = cut(p.tokens, row, there), cut(p.messages, row, there)
+	p.target.Rows, p.target.Scales = cut(p.target.Rows, row, there), cut(p.target.Scales, row, there)
+}
+
 // truncate takes out all but the first rows.
 func (p *part) truncate(rows int) {
-	there := p.done - len(p.lost)
 	for p.done > rows {
 		p.done--
 		if n := len(p.lost); n > 0 && p.lost[n-1] == p.done {
 			p.lost = p.lost[:n-1]
 			continue
 		}
-		there--
-		p.tokens = p.tokens[:there*p.stream.plan.Length]
-		p.target.Values, p.target.Scales = cut(p.target.Values, there, there+1), cut(p.target.Scales, there, there+1)
+		p.take(len(p.messages) - 1)
 	}
 }
 
@@ -74,9 +80,7 @@ func (p *part) drop(lost []int) {
 				row--
 			}
 		}
-		there := p.done - len(p.lost)
-		p.tokens = cut(p.tokens, row, there)
-		p.target.Values, p.target.Scales = cut(p.target.Values, row, there), cut(p.target.Scales, row, there)
+		p.take(row)
 		p.lost = append(p.lost, lost[k])
 	}
 }
@@ -131,10 +135,10 @@ func (s *stream) assemble(places []place, parts []*part) (*Batch, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	if targets := b.Targets; len(targets) > 0 {
-		b.release = func() {
-			for _, t := range targets {
-				s.spare.give(t.Values)
+	b.release = func() {
+		for _, p := range parts {
+			for _, m := range p.messages {
+				s.memory.give(m.value)
 			}
 		}
 	}

@@ -19,12 +19,11 @@ func (s *stream) records(ctx context.Context, t *topic, places []place, to *part
 		}
 		m, err := s.record(ctx, t, want)
 		if err == nil {
-			err = to.append(want, m.record)
+			err = to.append(want, m)
 		}
 		if err != nil {
 			return err
 		}
-		s.memory.give(m.value)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package trainers
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ func leaveOut(list []*Batch, perEpoch int, gone func(epoch int, id int64) bool) 
 	for _, b := range list {
 		c := &Batch{Batch: gpu.Batch{Length: b.Length, Tokens: []int32{}}}
 		for _, t := range b.Targets {
-			c.Targets = append(c.Targets, gpu.Target{Layer: t.Layer, Type: t.Type, Values: []byte{}})
+			c.Targets = append(c.Targets, gpu.Target{Layer: t.Layer, Type: t.Type})
 		}
 		for row, id := range b.IDs {
 			epoch := n / perEpoch
@@ -35,8 +36,9 @@ func leaveOut(list []*Batch, perEpoch int, gone func(epoch int, id int64) bool) 
 			c.IDs = append(c.IDs, id)
 			c.Tokens = append(c.Tokens, b.Tokens[row*b.Length:(row+1)*b.Length]...)
 			for i, t := range b.Targets {
-				width := len(t.Values) / b.Rows
-				c.Targets[i].Values = append(c.Targets[i].Values, t.Values[row*width:(row+1)*width]...)
+				values := bytes.Join(t.Pieces(), nil)
+				width := len(values) / b.Rows
+				c.Targets[i].Values = append(c.Targets[i].Values, values[row*width:(row+1)*width]...)
 			}
 		}
 		out = append(out, c)

@@ -12,7 +12,7 @@ func (s *stream) produce(ctx context.Context) (*Batch, Position, error) {
 	var places []place
 	parts := make([]*part, len(s.topics))
 	for i, t := range s.topics {
-		parts[i] = &part{stream: s, topic: t, rows: s.plan.Batch}
+		parts[i] = &part{stream: s, topic: t}
 	}
 	for len(places) < s.plan.Batch {
 		n := s.plan.Batch - len(places)

@@ -47,7 +47,6 @@ type stream struct {
 	broker     *broker
 	topics     []*topic
 	dtype      dtype.Type // of the first record, and so of all
-	spare      spares     // of batches' targets
 	memory     spares     // of messages
 	told       chan bool  // closed when progress is no longer published
 	duplicates atomic.Int64
@@ -130,7 +129,7 @@ func newStream(ctx context.Context, s Stream, p Plan, shelve func(src *stream, t
 		b.patience = s.BrokerTimeout
 	}
 	b.notice = s.Notice
-	src := &stream{Stream: s, plan: p, broker: b, told: make(chan bool), spare: spares{most: 3 * len(s.Layers)}, memory: spares{most: maxSpares}}
+	src := &stream{Stream: s, plan: p, broker: b, told: make(chan bool), memory: spares{most: len(s.Layers) * (3*p.Batch + 64)}}
 	if err := src.begin(ctx); err != nil {
 		b.transport.CloseIdleConnections()
 		return nil, err

@@ -21,7 +21,7 @@ var (
 
 // encoding is a target's. That of a teacher on the device has no values.
 func (p *pass) encoding(t gpu.Target) int {
-	if len(t.Values) == 0 {
+	if t.Size() == 0 {
 		return roundings[t.Type]
 	}
 	return encodings[t.Type]
@@ -100,7 +100,11 @@ func (p *pass) load(s gpu.Step) {
 // while what was issued before runs, and what follows waits for them.
 func (p *pass) loadTargets() {
 	for i, t := range p.b.targets {
-		p.stage(p.b.target[i], t.Values)
+		at := p.b.target[i]
+		for _, piece := range t.Pieces() {
+			p.stage(at, piece)
+			at += ptr(len(piece))
+		}
 		put(p.queue, p.b.scales[i], t.Scales)
 	}
 	p.staged()

@@ -225,7 +225,7 @@ func lay(l *layout, c checkpoint.Config, e element, ffn int64, j job) *buffers {
 	}
 	for _, t := range j.targets {
 		size := int64(t.Type.Size()) * N * D
-		if len(t.Values) == 0 { // a teacher's, which are in its workspace
+		if t.Size() == 0 { // a teacher's, which are in its workspace
 			size = 0
 		}
 		b.target, b.scales = append(b.target, l.take(size)), append(b.scales, l.take(4*N))

@@ -3,6 +3,7 @@ package enginetest
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,8 +105,17 @@ func (s suite) batchInvariance(t *testing.T) {
 	}
 }
 
-// targetTypes checks that a target in each of the formats that records come in
-// is read as the values it stands for.
+// inRows is a target with its values in pieces, which lie apart.
+func inRows(g gpu.Target, rows int) gpu.Target {
+	for piece := range slices.Chunk(g.Values, len(g.Values)/rows) {
+		g.Rows = append(g.Rows, slices.Clone(piece))
+	}
+	g.Values = nil
+	return g
+}
+
+// targetTypes checks that a target in each of the formats that records come in,
+// in one or in rows, is read as the values it stands for.
 func (s suite) targetTypes(t *testing.T) {
 	e := s.engine(t)
 	c := studentConfig()
@@ -115,8 +125,12 @@ func (s suite) targetTypes(t *testing.T) {
 	if err := target(c, b, 1, 48).Decode(exact); err != nil {
 		t.Fatal(err)
 	}
-	check := func(g gpu.Target) {
+	var check func(g gpu.Target)
+	check = func(g gpu.Target) {
 		t.Helper()
+		if g.Rows == nil {
+			defer check(inRows(g, b.Rows))
+		}
 		values := make([]float32, len(exact))
 		if err := g.Decode(values); err != nil {
 			t.Fatal(err)
@@ -131,7 +145,7 @@ func (s suite) targetTypes(t *testing.T) {
 		}
 		sameWeights(t, string(g.Type)+" target", grads, wantGrads)
 	}
-	for _, typ := range []dtype.Type{dtype.Float16, dtype.BFloat16} {
+	for _, typ := range []dtype.Type{dtype.Float32, dtype.Float16, dtype.BFloat16} {
 		data, err := dtype.Encode(nil, typ, exact)
 		if err != nil {
 			t.Fatal(err)
@@ -207,6 +221,8 @@ func (s suite) refusals(t *testing.T) {
 	short.Values = short.Values[:len(short.Values)-4]
 	scales.Type, scales.Values, scales.Scales = dtype.Int8, make([]byte, len(b.Tokens)*c.Dim), make([]float32, 3)
 	doubles.Type, doubles.Values = dtype.Float64, make([]byte, 8*len(b.Tokens)*c.Dim)
+	uneven := inRows(good, b.Rows)
+	uneven.Rows[0], uneven.Rows[1] = append(uneven.Rows[0], 0, 0, 0, 0), uneven.Rows[1][4:]
 	other := random(teacherConfig(), 50)
 	other.Config.Vocab = 50
 	other.Weights[checkpoint.EmbedIn], other.Weights[checkpoint.EmbedOut] = make([]float32, 50*c.Dim), make([]float32, 50*c.Dim)
@@ -243,6 +259,14 @@ func (s suite) refusals(t *testing.T) {
 		}},
 		{"a short target", "bytes", func() error {
 			_, err := m.Step(gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: 1, Targets: []gpu.Target{short}})
+			return err
+		}},
+		{"rows of more than one length", "row 0", func() error {
+			_, err := m.Step(gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: 1, Targets: []gpu.Target{uneven}})
+			return err
+		}},
+		{"one row too few", "rows", func() error {
+			_, err := m.Step(gpu.Step{Batch: b, Objective: gpu.LayerMSE, Layer: 1, Targets: []gpu.Target{inRows(good, 1)}})
 			return err
 		}},
 		{"int8 without its scales", "scales", func() error {
