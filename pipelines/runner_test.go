@@ -7,6 +7,8 @@ import (
 	"errors"
 	"flag"
 	"log"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -99,8 +101,18 @@ func TestRunnerIsValidated(t *testing.T) {
 	}
 }
 
-// Dataflow itself is not here: its client makes the job, and keeps it.
+// Dataflow itself is not here: its client makes the job, and keeps it. It does
+// so in a process of its own, as Beam reads its options once.
 func TestDataflowsClientTakesThePipeline(t *testing.T) {
+	const alone = "SCAVENGE_TEST_ALONE"
+	if os.Getenv(alone) == "" {
+		child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		child.Env = append(os.Environ(), alone+"=1")
+		if out, err := child.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
 	s := storetest.GS(t)
 	c := newCorpus(t)
 	upload(t, s, c.dir)
