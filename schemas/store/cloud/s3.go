@@ -9,12 +9,14 @@ import (
 	"io/fs"
 	"iter"
 	"net/http"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 
 	"github.com/scavenge/scavenge/schemas/store"
 )
@@ -26,7 +28,7 @@ type s3Bucket struct {
 }
 
 func openS3(ctx context.Context, bucket string) (store.Bucket, error) {
-	c, err := config.LoadDefaultConfig(ctx)
+	c, err := config.LoadDefaultConfig(ctx, config.WithLogger(logging.Nop{})) // what matters comes as an error
 	if err != nil {
 		return nil, short(err)
 	}
@@ -54,8 +56,7 @@ func (b *s3Bucket) explain(ctx context.Context, err error) error {
 	}
 	var api smithy.APIError
 	if !errors.As(err, &api) {
-		var none interface{ ProviderErr() error }
-		if e := new(aws.MissingRegionError); errors.As(err, &e) || errors.As(err, &none) || isNoCredentials(err) {
+		if isNoCredentials(err) {
 			return &refusal{"no credentials for s3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", fs.ErrPermission}
 		}
 		return short(err)
@@ -86,7 +87,7 @@ func (b *s3Bucket) explain(ctx context.Context, err error) error {
 // isNoCredentials: the SDK's error for that has no type.
 func isNoCredentials(err error) bool {
 	for _, what := range []string{"failed to refresh cached credentials", "get identity: get credentials", "no EC2 IMDS role found", "static credentials are empty"} {
-		if bytes.Contains([]byte(err.Error()), []byte(what)) {
+		if strings.Contains(err.Error(), what) {
 			return true
 		}
 	}
