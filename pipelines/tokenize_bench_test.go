@@ -31,7 +31,7 @@ func BenchmarkTokenize(b *testing.B) {
 	if err != nil || len(inputs) == 0 {
 		b.Skip("no ../shared")
 	}
-	tok, err := transforms.LoadTokenizer(context.Background(), data + "tokenizer/20B_tokenizer.json")
+	tok, err := transforms.LoadTokenizer(context.Background(), data+"tokenizer/20B_tokenizer.json")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package tokenset
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -38,8 +40,9 @@ type shardFile interface {
 }
 
 // openShard opens a shard where it lies or, where that is a bucket, fetches it
-// whole: sooner or later all of it is needed. want may be zero, for one that is
-// not known yet: it is fetched into memory.
+// whole: sooner or later all of it is needed. What was fetched is kept if it is
+// what the manifest says. want may be zero, for one that is not known yet: it is
+// fetched into memory.
 func openShard(path string, want Shard) (shardFile, error) {
 	if !store.Remote(path) {
 		return os.Open(path)
@@ -72,11 +75,26 @@ func openShard(path string, want Shard) (shardFile, error) {
 	if err := os.MkdirAll(cache, 0o777); err != nil {
 		return nil, err
 	}
-	if err := durable.WriteFile(kept, func(w io.Writer) error { _, err := io.Copy(w, from); return err }); err != nil {
+	h := sha256.New()
+	err = durable.WriteFile(kept, func(w io.Writer) error {
+		if _, err := io.Copy(io.MultiWriter(w, h), from); err != nil {
+			return err
+		}
+		if hex.EncodeToString(h.Sum(nil)) != want.SHA256 {
+			return errOtherShard
+		}
+		return nil
+	})
+	if errors.Is(err, errOtherShard) { // and not the cache to blame
+		err = errOtherShard
+	}
+	if err != nil {
 		return nil, err
 	}
 	return os.Open(kept)
 }
+
+var errOtherShard = errors.New("its sha256 is not the manifest's: changed since it was written")
 
 type inMemory struct{ *bytes.Reader }
 

@@ -18,7 +18,7 @@ func small(t *testing.T, dir string) {
 	t.Helper()
 	m := &Manifest{Tokenizer: Tokenizer{Vocab: 1000}, SeqLen: 4, Splits: map[Split]*Counts{Train: {Documents: 1, Rows: 5, Tokens: 20}}}
 	for i, rows := range []int{3, 2} {
-		w, err := NewWriter(store.Join(dir, ShardName(Train, i, 2)), i, 4)
+		w, err := NewWriter(store.Join(dir, ShardName(Train, i, 2)), i, 4, 1000)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,6 +41,7 @@ func small(t *testing.T, dir string) {
 func TestASetInABucketIsTheOneOnTheDisk(t *testing.T) {
 	here := t.TempDir()
 	small(t, here)
+	t.Setenv(CacheVariable, t.TempDir())
 	want, err := Open(here)
 	if err != nil {
 		t.Fatal(err)
@@ -78,10 +79,13 @@ func TestASetInABucketIsTheOneOnTheDisk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, cache := range []string{"", t.TempDir()} {
-				t.Setenv(CacheVariable, cache)
+			t.Setenv(CacheVariable, t.TempDir())
+			for range 2 {
 				if _, err := damaged.Sequence(Train, ID(1, 0)); err == nil || !strings.Contains(err.Error(), "sha256") || !strings.Contains(err.Error(), dir) {
 					t.Errorf("a damaged shard: %v", err)
+				}
+				if kept, err := os.ReadDir(os.Getenv(CacheVariable)); err != nil || len(kept) > 0 {
+					t.Errorf("it was kept: %v, %v", kept, err)
 				}
 			}
 			s.Put(t, "sets/small/"+ShardName(Train, 1, 2), string(data[1:]))

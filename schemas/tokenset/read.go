@@ -29,7 +29,7 @@ func readShard(path string, want Shard, shard, seqLen, vocab int) ([]int32, erro
 		if err != nil { // says where the damage is
 			return nil, fmt.Errorf("damaged: its sha256 is not the manifest's: %w", err)
 		}
-		return nil, errors.New("its sha256 is not the manifest's: changed since it was written")
+		return nil, errOtherShard
 	}
 	return tokens, err
 }
