@@ -79,7 +79,11 @@ func decompress(form string, r *bufio.Reader) (io.Reader, func(), error) {
 		z, err := xz.NewReader(r, maxDictionary)
 		return z, nothing, err
 	}
-	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxDictionary))
+	// With more than one block at a time it decodes a block's sequences before it
+	// copies their matches, and so does not wait for memory at each of them: 0.15 s
+	// of processor time and not 0.21 for 74 MB of text. Its goroutines cannot be
+	// guarded against a panic, as unpack does: it is fuzzed by its makers.
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(4), zstd.WithDecoderMaxWindow(maxDictionary))
 	if err != nil {
 		return nil, nothing, err
 	}
@@ -91,9 +95,11 @@ func decompress(form string, r *bufio.Reader) (io.Reader, func(), error) {
 // `xz -9` has 64 MB, `zstd --ultra -22` 128.
 const maxDictionary = 1 << 28
 
-// A stream that gives more than bombBytes and more than bombRatio times what
-// was read of the file is a decompression bomb: text hardly shrinks to a
-// twentieth, and the most repetitive log to a hundredth.
+// A stream that gives more than bombBytes and more than bombRatio times the
+// bytes of the file, or of the member, that it comes from is a decompression
+// bomb: text hardly shrinks to a twentieth, and the most repetitive log to a
+// hundredth. What was read of it so far is no measure: the zstd decoder reads
+// ahead, at one time more than at another.
 const (
 	bombBytes = 64 << 20
 	bombRatio = 500
@@ -102,14 +108,14 @@ const (
 // expanding watches what comes out of a decompressor.
 type expanding struct {
 	r     io.Reader
-	input *int64
+	input int64
 	bytes int64
 }
 
 func (e *expanding) Read(b []byte) (int, error) {
 	n, err := e.r.Read(b)
-	if e.bytes += int64(n); e.bytes > bombBytes && e.bytes/bombRatio > *e.input {
-		return 0, &badDocument{badBomb, "", fmt.Sprintf("a decompression bomb: %d bytes and more out of %d", e.bytes, *e.input)}
+	if e.bytes += int64(n); e.bytes > bombBytes && e.bytes/bombRatio > e.input {
+		return 0, &badDocument{badBomb, "", fmt.Sprintf("a decompression bomb: %d bytes and more out of %d", e.bytes, e.input)}
 	}
 	return n, err
 }
@@ -218,15 +224,13 @@ func (in *reading) tar(r *bufio.Reader, where string) (err error) {
 		}
 		n := &nested{where: member, done: make(chan struct{})}
 		if h.Size > inMemory {
-			input := *in.input
-			n.unpack(in, content, &input, layout(h.Name))
+			n.unpack(in, content, h.Size, layout(h.Name))
 		} else {
 			data, err := io.ReadAll(content)
 			if err != nil {
 				return damaged(err, where)
 			}
-			size := int64(len(data))
-			go n.unpack(in, bufio.NewReaderSize(bytes.NewReader(data), 1<<16), &size, layout(h.Name))
+			go n.unpack(in, bufio.NewReaderSize(bytes.NewReader(data), 1<<16), h.Size, layout(h.Name))
 		}
 		queue = append(queue, n)
 		if err := settle(runtime.GOMAXPROCS(0)); err != nil {
@@ -244,7 +248,7 @@ func (in *reading) tar(r *bufio.Reader, where string) (err error) {
 }
 
 // unpack reads a nested archive.
-func (n *nested) unpack(in *reading, r *bufio.Reader, input *int64, layout string) {
+func (n *nested) unpack(in *reading, r *bufio.Reader, input int64, layout string) {
 	defer close(n.done)
 	defer func() {
 		if r := recover(); r != nil { // a decoder that panics must not end the process

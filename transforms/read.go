@@ -71,9 +71,9 @@ type reading struct {
 	rules   Rules
 	to      gatherer
 	omitted *tokenset.Omitted
-	input   *int64 // compressed bytes read so far: what a decompression bomb is measured by
-	part    Piece  // of a file of lines; zero inside an archive
-	depth   int    // of archives in archives
+	input   int64 // bytes of the file, or of the archive in it: what a decompression bomb is measured by
+	part    Piece // of a file of lines; zero inside an archive
+	depth   int   // of archives in archives
 }
 
 // read hands the piece's documents over, in order, and returns the sha256 of a
@@ -92,7 +92,7 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 	}
 	defer f.Close()
 	src := &source{ctx: ctx, f: f, to: to, left: p.End - p.Start}
-	in := &reading{name: p.Name, rules: rules, to: to, omitted: omitted, input: &src.bytes, part: p}
+	in := &reading{name: p.Name, rules: rules, to: to, omitted: omitted, input: p.Size, part: p}
 	if p.whole() {
 		src.hash = sha256.New()
 	}
@@ -112,8 +112,9 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 		}
 	}
 	if p.Layout == layoutParquet && src.err == nil {
+		seen := p.End - p.Start - src.left // and told of
 		if store.Remote(p.Path) { // only what is used is fetched, and so there is no hash
-			if err = in.parquet(ctx, &watched{f, src}, p, src.bytes); err == nil {
+			if err = in.parquet(ctx, &watched{f, src}, p, seen); err == nil {
 				return "", nil
 			}
 		} else {
@@ -122,7 +123,7 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 					return "", err
 				}
 			}
-			err = in.parquet(ctx, f, p, src.bytes)
+			err = in.parquet(ctx, f, p, seen)
 		}
 	}
 	if src.err != nil { // the disk, or a cancellation: the archive is not to blame
@@ -136,13 +137,12 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 
 // source reads the file, hashes it, and tells how much was read.
 type source struct {
-	ctx   context.Context
-	f     io.Reader
-	hash  hash.Hash // nil for a part of a file
-	to    gatherer
-	left  int64 // of the piece: what is read beyond it is another piece's progress
-	bytes int64 // read so far
-	err   error // of the file itself, io.EOF aside
+	ctx  context.Context
+	f    io.Reader
+	hash hash.Hash // nil for a part of a file
+	to   gatherer
+	left int64 // of the piece: what is read beyond it is another piece's progress
+	err  error // of the file itself, io.EOF aside
 }
 
 func (s *source) Read(b []byte) (int, error) {
@@ -150,7 +150,6 @@ func (s *source) Read(b []byte) (int, error) {
 		return 0, s.err
 	}
 	n, err := s.f.Read(b)
-	s.bytes += int64(n)
 	if s.hash != nil {
 		s.hash.Write(b[:n])
 	}
