@@ -113,7 +113,7 @@ func (p Piece) read(ctx context.Context, to gatherer, rules Rules, omitted *toke
 	}
 	if p.Layout == layoutParquet && src.err == nil {
 		seen := p.End - p.Start - src.left // and told of
-		if store.Remote(p.Path) { // only what is used is fetched, and so there is no hash
+		if store.Remote(p.Path) {          // only what is used is fetched, and so there is no hash
 			if err = in.parquet(ctx, &watched{f, src}, p, seen); err == nil {
 				return "", nil
 			}
