@@ -33,6 +33,7 @@ func startPool(t *testing.T) (addr, boot string) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil { // or a worker would outlive what started it unknown
 		t.Fatal(err)
 	}
+	t.Chdir(t.TempDir()) // where a worker's start leaves a file
 	port := freePort(t, 1)
 	p, err := pool.New(context.Background(), port, boot)
 	if err != nil {
