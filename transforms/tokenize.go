@@ -62,11 +62,11 @@ func Tokenize(s beam.Scope, launch LaunchID, r Recipe) {
 	for i := range groups {
 		groups[i] = i
 	}
-	scanned := beam.ParDo(s, &scanFn{step}, beam.Reshuffle(s, beam.CreateList(s, groups))) // without it all are one bundle
+	scanned := beam.ParDo(s, &scanFn{step: step}, beam.Reshuffle(s, beam.CreateList(s, groups))) // without it all are one bundle
 	ranges := beam.ParDo(s, &scannedFn{step}, beam.GroupByKey(s, beam.AddFixedKey(s, scanned)))
-	surveyed := beam.ParDo(s, &surveyFn{step}, beam.Reshuffle(s, ranges))
+	surveyed := beam.ParDo(s, &surveyFn{step: step}, beam.Reshuffle(s, ranges))
 	shards := beam.ParDo(s, &layOutFn{step}, beam.GroupByKey(s, beam.AddFixedKey(s, surveyed)))
-	written := beam.ParDo(s, &writeFn{step}, beam.Reshuffle(s, shards))
+	written := beam.ParDo(s, &writeFn{step: step}, beam.Reshuffle(s, shards))
 	beam.ParDo0(s, &completeFn{step}, beam.GroupByKey(s, beam.AddFixedKey(s, written)))
 }
 
@@ -254,11 +254,7 @@ func results[T any](dir string, n int, each func(*Result) bool) ([]T, error) {
 	return all, nil
 }
 
-// report emits a task's result.
-func report(emit func(Result), index int, v any) error {
+func newResult(index int, v any) (Result, error) {
 	data, err := json.Marshal(v)
-	if err == nil {
-		emit(Result{Index: index, JSON: data})
-	}
-	return err
+	return Result{Index: index, JSON: data}, err
 }

@@ -30,25 +30,27 @@ type scanned struct {
 func (r Recipe) scannedPath(i int) string { return r.work(fmt.Sprintf("scanned-%05d.json", i)) }
 
 // scanFn reads one group into runs.
-type scanFn struct{ step }
+type scanFn struct {
+	step
+	bundle bundle[int]
+}
 
-func (fn *scanFn) ProcessElement(ctx context.Context, i int, emit func(int)) (err error) {
-	ctx, task, end, err := fn.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end(&err)
-	var g Group
-	if err := loadJSON(ctx, fn.Recipe.groupPath(i), &g); err != nil {
-		return err
-	}
-	if s, ok := fn.Recipe.finishedScan(ctx, i); ok {
-		task.Advance(g.Bytes(), s.Tokens)
-	} else if err := fn.Recipe.scan(ctx, i, g, task); err != nil {
-		return err
-	}
-	emit(i)
-	return nil
+func (fn *scanFn) ProcessElement(ctx context.Context, i int, _ func(int)) error {
+	return fn.bundle.start(ctx, &fn.step, func(ctx context.Context, task *Task) (int, error) {
+		var g Group
+		if err := loadJSON(ctx, fn.Recipe.groupPath(i), &g); err != nil {
+			return i, err
+		}
+		if s, ok := fn.Recipe.finishedScan(ctx, i); ok {
+			task.Advance(g.Bytes(), s.Tokens)
+			return i, nil
+		}
+		return i, fn.Recipe.scan(ctx, i, g, task)
+	})
+}
+
+func (fn *scanFn) FinishBundle(_ context.Context, emit func(int)) error {
+	return fn.bundle.finish(emit)
 }
 
 // finishedScan is a group that was read, and whose runs are whole.

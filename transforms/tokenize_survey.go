@@ -31,32 +31,44 @@ type surveyed struct {
 type tally struct{ Docs, Tokens int64 }
 
 // surveyFn counts what the runs hold in a range of buckets.
-type surveyFn struct{ step }
+type surveyFn struct {
+	step
+	bundle bundle[Result]
+}
 
-func (fn *surveyFn) ProcessElement(ctx context.Context, i int, emit func(Result)) (err error) {
-	ctx, _, end, err := fn.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end(&err)
+func (fn *surveyFn) ProcessElement(ctx context.Context, i int, _ func(Result)) error {
+	return fn.bundle.start(ctx, &fn.step, func(ctx context.Context, _ *Task) (Result, error) {
+		s, err := fn.survey(ctx, i)
+		if err != nil {
+			return Result{}, err
+		}
+		return newResult(i, s)
+	})
+}
+
+func (fn *surveyFn) FinishBundle(_ context.Context, emit func(Result)) error {
+	return fn.bundle.finish(emit)
+}
+
+// survey counts one range.
+func (fn *surveyFn) survey(ctx context.Context, i int) (s surveyed, err error) {
 	g, err := fn.Recipe.gathered(ctx)
 	if err != nil {
-		return err
+		return s, err
 	}
 	m, err := fn.Recipe.openRuns(g.Runs)
 	if err != nil {
-		return err
+		return s, err
 	}
 	defer m.close()
-	var s surveyed
 	const each = tokenrun.Buckets / surveys
 	for b := i * each; b < (i+1)*each; b++ {
 		if err := ctx.Err(); err != nil {
-			return err
+			return s, err
 		}
 		docs, err := m.bucket(b, false)
 		if err != nil {
-			return err
+			return s, err
 		}
 		var train, validation tally
 		for j, d := range docs {
@@ -80,7 +92,7 @@ func (fn *surveyFn) ProcessElement(ctx context.Context, i int, emit func(Result)
 		}
 		s.Train, s.Validation = append(s.Train, train), append(s.Validation, validation)
 	}
-	return report(emit, i, s)
+	return s, nil
 }
 
 // duplicate says whether document i of a bucket's, which are sorted, is to be

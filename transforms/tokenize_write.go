@@ -22,26 +22,39 @@ type note struct {
 const noteKey = "scavenge"
 
 // writeFn writes one shard.
-type writeFn struct{ step }
+type writeFn struct {
+	step
+	bundle bundle[Result]
+}
 
-func (fn *writeFn) ProcessElement(ctx context.Context, i int, emit func(Result)) (err error) {
-	ctx, task, end, err := fn.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end(&err)
+func (fn *writeFn) ProcessElement(ctx context.Context, i int, _ func(Result)) error {
+	return fn.bundle.start(ctx, &fn.step, func(ctx context.Context, task *Task) (Result, error) {
+		shard, err := fn.write(ctx, i, task)
+		if err != nil {
+			return Result{}, err
+		}
+		return newResult(i, shard)
+	})
+}
+
+func (fn *writeFn) FinishBundle(_ context.Context, emit func(Result)) error {
+	return fn.bundle.finish(emit)
+}
+
+// write writes one shard, if it is not there.
+func (fn *writeFn) write(ctx context.Context, i int, task *Task) (shard tokenset.Shard, err error) {
 	var o outline
 	if err := loadJSON(ctx, fn.Recipe.outlinePath(), &o); err != nil {
-		return err
+		return shard, err
 	}
 	if i < 0 || i >= len(o.Shards) {
-		return fmt.Errorf("token set %s: shard %d of %d", fn.Recipe.Dir, i, len(o.Shards))
+		return shard, fmt.Errorf("token set %s: shard %d of %d", fn.Recipe.Dir, i, len(o.Shards))
 	}
 	shard, ok := fn.Recipe.finishedShard(ctx, &o, i)
 	if !ok {
 		w := &shardWriter{recipe: fn.Recipe, outline: &o, plan: o.Shards[i]}
 		if shard, err = w.write(ctx); err != nil {
-			return err
+			return shard, err
 		}
 	}
 	var all int64
@@ -50,7 +63,7 @@ func (fn *writeFn) ProcessElement(ctx context.Context, i int, emit func(Result))
 	}
 	share := float64(o.Shards[i].To-o.Shards[i].From) / float64(all)
 	task.Advance(int64(share*float64(fn.Recipe.InputBytes)), 0)
-	return report(emit, i, shard)
+	return shard, nil
 }
 
 func (r Recipe) shardPath(p shardPlan) string {
