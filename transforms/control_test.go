@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -90,6 +91,7 @@ type killer struct {
 	kill   context.CancelFunc
 	left   atomic.Int64 // writes until then
 	answer bool         // at the acknowledgement
+	one    sync.Mutex   // one write is on its way at a time: another would come to the broker after the lesson's end, as it may in life
 	dead   atomic.Bool
 }
 
@@ -107,7 +109,7 @@ func (k *killer) now() error {
 type killed struct {
 	net.Conn
 	*killer
-	armed atomic.Bool
+	armed, waits atomic.Bool
 }
 
 // Write sees requests of Kafka's protocol: their size, four bytes, and then
@@ -116,17 +118,28 @@ func (k *killed) Write(b []byte) (int, error) {
 	if k.dead.Load() {
 		return 0, io.ErrClosedPipe
 	}
-	if len(b) > 6 && b[4] == 0 && b[5] == 0 && k.left.Add(-1) == 0 {
-		if !k.answer {
+	if len(b) > 6 && b[4] == 0 && b[5] == 0 {
+		k.one.Lock()
+		last := !k.dead.Load() && k.left.Add(-1) == 0
+		if k.dead.Load() || last && !k.answer {
+			k.one.Unlock()
 			return 0, k.now()
 		}
-		k.armed.Store(true)
+		k.waits.Store(true)
+		k.armed.Store(last)
 	}
-	return k.Conn.Write(b)
+	n, err := k.Conn.Write(b)
+	if err != nil && k.waits.Swap(false) {
+		k.one.Unlock()
+	}
+	return n, err
 }
 
 func (k *killed) Read(b []byte) (int, error) {
 	n, err := k.Conn.Read(b)
+	if k.waits.Swap(false) {
+		defer k.one.Unlock()
+	}
 	if k.armed.Load() {
 		return 0, k.now()
 	}
