@@ -62,7 +62,7 @@ func (s *stream) read(ctx context.Context, t *topic, p *partition, want place) (
 			return m, err
 		}
 		if m.bad == nil && m.record.Control == activation.EndOfStream && s.plan.Follow {
-			if ended, err := s.last(ctx, p, m); ended || err != nil { // it stays there, for whoever comes back
+			if ended, err := s.last(ctx, p, m.offset, want); ended || err != nil { // it stays there, for whoever comes back
 				return m, cmp.Or(err, errEnded)
 			}
 		}

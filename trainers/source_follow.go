@@ -148,13 +148,19 @@ func (s *stream) seek(ctx context.Context, p *partition, first, end int64, targe
 			behind = middle
 		}
 	}
-	if behind == end && end > first { // at its end, which the reader has to hear of
-		r, err := s.look(ctx, p, end-1)
+	if behind < end {
+		return behind, nil
+	}
+	for at := end - 1; at >= max(first, end-stragglers); at-- { // the stream's end, which the reader has to hear of
+		r, err := s.look(ctx, p, at)
 		if err != nil || r != nil && r.Control == activation.EndOfStream {
-			return end - 1, err
+			return at, err
+		}
+		if r != nil && r.Control == activation.EndOfEpoch {
+			break
 		}
 	}
-	return behind, nil
+	return end, nil
 }
 
 // tokenSet is the fingerprint that an epoch's records must carry.
@@ -214,7 +220,7 @@ func (s *stream) follows(ctx context.Context, t *topic, epoch int64) (bool, erro
 		case m.bad != nil:
 			return false, fmt.Errorf("%s: %w", where, m.bad)
 		case r.Control == activation.EndOfStream:
-			if ended, err := s.last(ctx, p, m); ended || err != nil {
+			if ended, err := s.last(ctx, p, m.offset, place{epoch: epoch + 1}); ended || err != nil {
 				return false, err
 			}
 		case int64(r.Epoch) > epoch+1:
@@ -232,10 +238,35 @@ func (s *stream) follows(ctx context.Context, t *topic, epoch int64) (bool, erro
 // errEnded says that the producer has ended the stream.
 var errEnded = errors.New("the stream has ended")
 
-// last tells whether a message is the last one of a partition.
-func (s *stream) last(ctx context.Context, p *partition, m message) (bool, error) {
+// stragglers bounds the repeated records that may lie behind the end of a
+// stream: a producer that was killed had them on their way to the broker, and
+// they came when the one after it had ended the stream.
+const stragglers = 64
+
+// last tells whether an end of stream, at an offset, is that of all that is
+// there: whether nothing from a place on lies behind it.
+func (s *stream) last(ctx context.Context, p *partition, offset int64, from place) (bool, error) {
 	_, end, err := s.settled(ctx, p)
-	return m.offset+1 == end, err
+	if err != nil || end-offset > stragglers {
+		return false, err
+	}
+	for at := offset + 1; at < end; at++ {
+		r, err := s.look(ctx, p, at)
+		if err != nil {
+			return false, err
+		}
+		if r == nil || r.Control == activation.EndOfStream {
+			continue
+		}
+		index := from.index // an end of epoch comes behind its places
+		if r.Control == 0 && int64(r.Epoch) == from.epoch {
+			index, _ = s.order.find(from.epoch, r.SequenceID)
+		}
+		if epoch := int64(r.Epoch); epoch > from.epoch || epoch == from.epoch && index >= from.index {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // partTakes is how long a part that the producer has read may take to be seen

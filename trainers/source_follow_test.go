@@ -217,6 +217,18 @@ func TestAFollowedStreamMayEndInsideAnEpoch(t *testing.T) {
 	if got, _ = drain(t, s, err); !slices.Equal(idsOf(got), order[8:]) {
 		t.Fatalf("gone on: %v, want %v", idsOf(got), order[8:])
 	}
+	// what a killed producer had on its way comes behind the end
+	p.control(t, activation.EndOfEpoch, 0)
+	p.control(t, activation.EndOfStream, 0)
+	p.change = func(_, _ int, list []*activation.Record) []*activation.Record { return list[max(0, len(list)-2):] }
+	p.write(t)
+	for _, from := range []Position{{}, positions[0], {Index: 11}} {
+		plan.Start = from
+		s, err = source()
+		if got, _ = drain(t, s, err); !slices.Equal(idsOf(got), order[from.Index:]) {
+			t.Fatalf("repeated behind its end, from %d: %v, want %v", from.Index, idsOf(got), order[from.Index:])
+		}
+	}
 }
 
 // A run may join when the topics no longer hold their beginning, or begin with
