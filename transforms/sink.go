@@ -179,7 +179,8 @@ func (s *sink) retry(ctx context.Context, attempt time.Duration, f func(ctx cont
 func passing(err error) bool {
 	var refused kafka.Error
 	if errors.As(err, &refused) {
-		return refused.Temporary()
+		// a Kafka that has just started may fail with the error that has no name
+		return refused.Temporary() || refused == kafka.Unknown
 	}
 	for _, unknown := range []error{protocol.ErrNoTopic, protocol.ErrNoPartition, protocol.ErrNoLeader} {
 		if errors.Is(err, unknown) { // the client has no metadata: the broker is away
