@@ -24,24 +24,7 @@ func growBy(t *testing.T, dir string, n, rows int64) {
 	}
 	m := &tokenset.Manifest{Tokenizer: tokenset.Tokenizer{Vocab: teachVocab}, SeqLen: teachLength, Splits: map[tokenset.Split]*tokenset.Counts{}}
 	for split, rows := range map[tokenset.Split]int64{tokenset.Train: rows, tokenset.Validation: 6} {
-		r := rand.New(rand.NewPCG(uint64(n), uint64(len(split))))
-		w, err := tokenset.NewWriter(filepath.Join(folder, tokenset.ShardName(split, 0, 1)), 0, teachLength, teachVocab)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range rows {
-			tokens := make([]int32, teachLength)
-			for i := range tokens {
-				tokens[i] = r.Int32N(teachVocab)
-			}
-			if err := w.Append(tokens); err != nil {
-				t.Fatal(err)
-			}
-		}
-		s, err := w.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := randomShard(t, folder, split, int(rows), rand.New(rand.NewPCG(uint64(n), uint64(len(split)))))
 		m.Splits[split] = &tokenset.Counts{Rows: rows, Tokens: rows * teachLength, Shards: []tokenset.Shard{s}}
 	}
 	if err := tokenset.WriteManifest(folder, m); err != nil {

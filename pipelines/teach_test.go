@@ -28,13 +28,10 @@ import (
 
 const teachLength, teachVocab = 8, 40
 
-// teachInputs makes a token set of rows random sequences and a random teacher
-// of two layers.
-func teachInputs(t *testing.T, rows int) TeachOptions {
+// randomShard writes a split's only shard, of random sequences.
+func randomShard(t *testing.T, dir string, split tokenset.Split, rows int, r *rand.Rand) tokenset.Shard {
 	t.Helper()
-	r := rand.New(rand.NewPCG(3, 4))
-	dir := t.TempDir()
-	w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(tokenset.Train, 0, 1)), 0, teachLength, teachVocab)
+	w, err := tokenset.NewWriter(filepath.Join(dir, tokenset.ShardName(split, 0, 1)), 0, teachLength, teachVocab)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +48,16 @@ func teachInputs(t *testing.T, rows int) TeachOptions {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// teachInputs makes a token set of rows random sequences and a random teacher
+// of two layers.
+func teachInputs(t *testing.T, rows int) TeachOptions {
+	t.Helper()
+	r := rand.New(rand.NewPCG(3, 4))
+	dir := t.TempDir()
+	s := randomShard(t, dir, tokenset.Train, rows, r)
 	if err := tokenset.WriteManifest(dir, &tokenset.Manifest{Tokenizer: tokenset.Tokenizer{Vocab: teachVocab}, SeqLen: teachLength, Splits: map[tokenset.Split]*tokenset.Counts{
 		tokenset.Train: {Rows: s.Rows, Tokens: s.Rows * teachLength, Shards: []tokenset.Shard{s}}}}); err != nil {
 		t.Fatal(err)
